@@ -1,0 +1,152 @@
+"""`GaussianMixture`: the specification that both engines compile. Free of data and of PyMC."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from numbers import Integral
+from typing import Any
+
+from bayesgmm.covariance import Covariance
+from bayesgmm.errors import ArgumentError
+from bayesgmm.prior import (
+    ConjugatePrior,
+    HalfNormal,
+    InverseGamma,
+    LogNormal,
+    Prior,
+    SeparationPrior,
+)
+
+_PRIORS: dict[str, type[Any]] = {
+    "conjugate": ConjugatePrior,
+    "separation": SeparationPrior,
+}
+_SCALES: dict[str, type[Any]] = {
+    "lognormal": LogNormal,
+    "inversegamma": InverseGamma,
+    "halfnormal": HalfNormal,
+}
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    r"""A Gaussian mixture, written down once.
+
+    .. math:: p(x) = \sum_{k=1}^{K} \pi_k N(x; \mu_k, \Sigma_k), \qquad
+              \Sigma_k = \lambda_k D_k A_k D_k^\top
+
+    Parameters
+    ----------
+    n_components : int
+        K, at least 1.
+    covariance : Covariance or str
+        The family: three letters for volume, shape and orientation (``"VVV"``), ``"E"`` or ``"V"``
+        in one dimension, or an alias: ``"full"``, ``"tied"``, ``"diag"``, ``"spherical"``, ...
+    prior : ConjugatePrior, SeparationPrior, "conjugate", "separation" or None
+        For the posterior and for MAP fits; maximum likelihood ignores it. ``None`` allows maximum
+        likelihood only.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is wrong; the message names it.
+
+    Examples
+    --------
+    >>> spec = GaussianMixture(2, "full")
+    >>> spec.covariance.letters
+    'VVV'
+    >>> GaussianMixture.from_json(spec.to_json()) == spec
+    True
+    """
+
+    n_components: int
+    covariance: Covariance = field(default=Covariance("VVV"))
+    prior: Prior | None = field(default=ConjugatePrior())
+
+    def __init__(
+        self,
+        n_components: int,
+        covariance: Covariance | str = "VVV",
+        prior: Prior | str | None = "conjugate",
+    ) -> None:
+        if isinstance(n_components, bool) or not isinstance(n_components, Integral):
+            raise ArgumentError("n_components", f"must be an integer, not {n_components!r}")
+        if n_components < 1:
+            raise ArgumentError("n_components", f"must be at least 1, not {n_components}")
+        if isinstance(covariance, str):
+            covariance = Covariance(covariance)
+        elif not isinstance(covariance, Covariance):
+            raise ArgumentError("covariance", f"must be a family's name, not {covariance!r}")
+        if isinstance(prior, str):
+            if prior not in _PRIORS:
+                raise ArgumentError(
+                    "prior", f"{prior!r} is unknown; use {', '.join(map(repr, _PRIORS))} or a value"
+                )
+            prior = _PRIORS[prior]()
+        elif prior is not None and not isinstance(prior, Prior):
+            raise ArgumentError(
+                "prior",
+                f"must be a ConjugatePrior, a SeparationPrior, a name or None, not {prior!r}",
+            )
+        object.__setattr__(self, "n_components", int(n_components))
+        object.__setattr__(self, "covariance", covariance)
+        object.__setattr__(self, "prior", prior)
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianMixture(n_components={self.n_components}, "
+            f"covariance={self.covariance.letters!r}, prior={self.prior!r})"
+        )
+
+    def n_parameters(self, d: int) -> int:
+        """Count the free parameters in ``d`` dimensions: weights, means and covariances."""
+        k = self.n_components
+        return k - 1 + k * d + self.covariance.n_parameters(k, d)
+
+    def to_json(self) -> str:
+        """Return the specification as a JSON object; `from_json` gives it back."""
+        prior: dict[str, Any] | None = None
+        if self.prior is not None:
+            prior = {"kind": _name_of(self.prior, _PRIORS)} | asdict(self.prior)
+            if isinstance(self.prior, SeparationPrior):
+                kind = _name_of(self.prior.scale, _SCALES)
+                prior["scale"] = {"kind": kind} | asdict(self.prior.scale)
+        return json.dumps(
+            {
+                "n_components": self.n_components,
+                "covariance": self.covariance.letters,
+                "prior": prior,
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> GaussianMixture:
+        """Return the specification that `to_json` wrote.
+
+        Raises
+        ------
+        ArgumentError
+            If the text is not such a JSON object.
+        """
+        try:
+            record = json.loads(text)
+            prior = record["prior"]
+            if prior is not None:
+                prior = dict(prior)
+                if isinstance(prior.get("scale"), dict):
+                    prior["scale"] = _from_record(prior["scale"], _SCALES)
+                prior = _from_record(prior, _PRIORS)
+            return GaussianMixture(record["n_components"], record["covariance"], prior)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ArgumentError("text", f"not the JSON of a GaussianMixture ({error})") from error
+
+
+def _name_of(value: object, kinds: dict[str, type[Any]]) -> str:
+    return next(name for name, kind in kinds.items() if type(value) is kind)
+
+
+def _from_record(record: dict[str, Any], kinds: dict[str, type[Any]]) -> Any:
+    numbers = {key: value for key, value in record.items() if key != "kind"}
+    return kinds[record["kind"]](**numbers)

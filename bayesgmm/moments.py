@@ -1,0 +1,254 @@
+r"""The table of sums: one pass over the data, and everything that is made from it.
+
+For data :math:`x_1 \dots x_N`, parameters :math:`\theta` = (weights :math:`\pi`, means :math:`\mu`,
+covariances :math:`\Sigma`) and responsibilities :math:`r_{nk} \propto \pi_k N(x_n; \mu_k, \Sigma_k)`
+
+.. math:: T(\theta) = \Big( \ell, \; N_k = \sum_n r_{nk}, \; \sum_n r_{nk} z_{nk}, \;
+          \sum_n r_{nk} z_{nk} z_{nk}^\top \Big), \qquad z_{nk} = W_k (x_n - \mu_k), \quad
+          W_k^\top W_k = \Sigma_k^{-1}
+
+and that one value has every use the package needs:
+
+* EM's M-step maximises :math:`Q(\theta; T)`  (`scatter`, then `covariance.maximise`);
+* the gradient is :math:`\nabla \ell(\theta) = \nabla_\theta Q(\theta; T)` with T held fixed, Fisher's
+  identity (`gradient`): one leapfrog step of NUTS costs one EM iteration;
+* T of two data sets at the same :math:`\theta` is the sum (``+``): blocks, threads, machines;
+* a conjugate prior is pseudo-data, T + T0 (`prior.pseudo_moments`).
+
+It is the textbook derivation: :math:`\partial\ell/\partial\mu_k = \Sigma_k^{-1} \sum_n r_{nk} (x_n -
+\mu_k)`, a responsibility-weighted residual; set to zero it is EM's mean update; with responsibilities
+of 0 and 1 it is k-means'.  The sums are about the current parameters (z is centred and whitened), so
+nothing cancels, whatever the data's offset.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp
+
+from bayesgmm import kernel
+
+Array = NDArray[np.float64]
+UNWEIGHTED: Array = np.empty(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """Weights, means and covariances of a mixture: theta.
+
+    Parameters
+    ----------
+    weight : (k,) array
+    mean : (k, d) array
+    covariance : (k, d, d) array
+        Symmetric positive definite.
+    """
+
+    weight: Array
+    mean: Array
+    covariance: Array
+
+    @property
+    def k(self) -> int:
+        """Number of components."""
+        return len(self.weight)
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.mean.shape[1]
+
+    @cached_property
+    def factor(self) -> Array:
+        """(k, d, d) lower Cholesky factors L of the covariances; LinAlgError where there is none."""
+        return np.linalg.cholesky(self.covariance)
+
+    @cached_property
+    def whitening(self) -> Array:
+        """(k, d, d) lower triangular W = inverse of L, so that W'W is the inverse covariance."""
+        eye = np.eye(self.d)
+        inverse = [solve_triangular(f, eye, lower=True) for f in self.factor]
+        return np.ascontiguousarray(np.stack(inverse))  # LAPACK leaves Fortran order
+
+    @cached_property
+    def log_weight(self) -> Array:
+        """(k,) logarithms of the weights, -inf where a weight is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.weight)
+
+    def take(self, order: Sequence[int] | NDArray[np.intp]) -> Parameters:
+        """Return the same mixture with its components in another order."""
+        return Parameters(self.weight[order], self.mean[order], self.covariance[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    r"""The table of sums T about some parameters; ``+`` joins tables about the same parameters.
+
+    Parameters
+    ----------
+    loglik : float
+        Log-likelihood (for pseudo-data: log prior density up to a constant).
+    weight_count, mean_count, covariance_count : (k,) arrays
+        :math:`N_k`. The three are equal for data; a prior adds a different number of
+        pseudo-observations to weights, means and covariances.
+    first : (k, d) array
+        :math:`\sum_n r_{nk} z_{nk}`.
+    second : (k, d, d) array
+        :math:`\sum_n r_{nk} z_{nk} z_{nk}^\top`.
+    """
+
+    loglik: float
+    weight_count: Array
+    mean_count: Array
+    covariance_count: Array
+    first: Array
+    second: Array
+
+    @staticmethod
+    def of_data(loglik: float, count: Array, first: Array, second: Array) -> Moments:
+        """Return the table of observed data, where the three counts are one."""
+        return Moments(loglik, count, count, count, first, second)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.loglik + other.loglik,
+            self.weight_count + other.weight_count,
+            self.mean_count + other.mean_count,
+            self.covariance_count + other.covariance_count,
+            self.first + other.first,
+            self.second + other.second,
+        )
+
+
+def accumulate(
+    x: Array,
+    parameters: Parameters,
+    weight: Array = UNWEIGHTED,
+    *,
+    diagonal: bool = False,
+    threads: int | None = None,
+) -> Moments:
+    """Return the table of sums of data about ``parameters``: one pass, O(k d^2) memory.
+
+    Parameters
+    ----------
+    x : (n, d) array
+        Data, C-contiguous.
+    parameters : Parameters
+        In the units of ``x``.
+    weight : (n,) array, optional
+        Observation weights; an empty array means one each.
+    diagonal : bool
+        Whether every covariance is diagonal; then off-diagonal second moments are not computed.
+    threads : int, optional
+        At most this many; default all cores. The result is the same to the last bit for any number.
+
+    Returns
+    -------
+    Moments
+    """
+    arguments = (diagonal, parameters.log_weight, parameters.mean, parameters.whitening)
+    n = len(x)
+    if n <= kernel.CHUNK:
+        return Moments.of_data(*kernel.accumulate(x, weight, 0, n, *arguments))
+
+    def chunk(begin: int) -> Moments:
+        end = min(n, begin + kernel.CHUNK)
+        return Moments.of_data(*kernel.accumulate(x, weight, begin, end, *arguments))
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return reduce(add, pool.map(chunk, range(0, n, kernel.CHUNK)))
+
+
+def accumulate_plain(x: Array, parameters: Parameters, weight: Array = UNWEIGHTED) -> Moments:
+    """Return what `accumulate` returns, in plain NumPy: the definition, to read and to test by."""
+    z = np.einsum("kij,nkj->nki", parameters.whitening, x[:, None, :] - parameters.mean)
+    logdet = np.log(np.diagonal(parameters.whitening, axis1=1, axis2=2)).sum(axis=1)
+    constant = parameters.log_weight + logdet - 0.5 * x.shape[1] * np.log(2 * np.pi)
+    joint = constant - 0.5 * (z**2).sum(axis=2)
+    row = logsumexp(joint, axis=1)
+    w = weight if len(weight) else np.ones(len(x))
+    r = np.exp(joint - row[:, None]) * w[:, None]
+    return Moments.of_data(
+        float(w @ row),
+        r.sum(axis=0),
+        np.einsum("nk,nki->ki", r, z),
+        np.einsum("nk,nki,nkj->kij", r, z, z),
+    )
+
+
+def from_responsibilities(
+    x: Array, responsibility: Array, about: Parameters, weight: Array = UNWEIGHTED
+) -> Moments:
+    """Return the sums for given responsibilities (n, k), hard or soft: EM's entry from labels."""
+    r = responsibility * weight[:, None] if len(weight) else responsibility
+    z = np.einsum("kij,nkj->kni", about.whitening, x[:, None, :] - about.mean)
+    second = np.stack([(zk * rk[:, None]).T @ zk for zk, rk in zip(z, r.T, strict=True)])
+    return Moments.of_data(float("nan"), r.sum(axis=0), np.einsum("nk,kni->ki", r, z), second)
+
+
+def scatter(moments: Moments, about: Parameters) -> tuple[Array, Array]:
+    r"""Return the means and scatters that EM's M-step needs, in the units of the data.
+
+    .. math:: \bar x_k = \mu_k + L_k \delta_k, \quad \delta_k = \tfrac{1}{N_k} \sum_n r_{nk} z_{nk},
+        \quad S_k = L_k \Big( \sum_n r_{nk} z_{nk} z_{nk}^\top - N_k \delta_k \delta_k^\top \Big)
+        L_k^\top
+
+    Returns
+    -------
+    mean : (k, d) array
+    scatter : (k, d, d) array
+        About the new means.
+    """
+    delta = moments.first / moments.mean_count[:, None]
+    centred = moments.second - delta[:, :, None] * moments.first[:, None, :]
+    factor = about.factor
+    spread = factor @ centred @ np.swapaxes(factor, 1, 2)
+    return about.mean + np.einsum("kij,kj->ki", factor, delta), 0.5 * (
+        spread + np.swapaxes(spread, 1, 2)
+    )
+
+
+def gradient(moments: Moments, about: Parameters) -> tuple[Array, Array, Array]:
+    r"""Return the gradient of the log-likelihood, by Fisher's identity.
+
+    .. math:: \frac{\partial\ell}{\partial\log\pi_k} = N_k, \quad
+        \frac{\partial\ell}{\partial\mu_k} = W_k^\top \sum_n r_{nk} z_{nk}, \quad
+        \frac{\partial\ell}{\partial\Sigma_k} = \tfrac12 W_k^\top
+        \Big( \sum_n r_{nk} z_{nk} z_{nk}^\top - N_k I \Big) W_k
+
+    (log-weights as free numbers; the covariance as a symmetric matrix of d^2 free numbers).
+
+    Returns
+    -------
+    (k,), (k, d), (k, d, d) arrays
+    """
+    w = about.whitening
+    wt = np.swapaxes(w, 1, 2)
+    inner = moments.second - moments.covariance_count[:, None, None] * np.eye(about.d)
+    return (
+        moments.weight_count,
+        np.einsum("kij,kj->ki", wt, moments.first),
+        0.5 * wt @ inner @ w,
+    )
+
+
+def log_density(x: Array, parameters: Parameters) -> Array:
+    """Return log p(x_n), shape (n,), for data of shape (n, d)."""
+    return kernel.rows(x, parameters.log_weight, parameters.mean, parameters.whitening, False)[0]
+
+
+def responsibilities(x: Array, parameters: Parameters) -> Array:
+    """Return r_nk, shape (n, k), for data of shape (n, d); every row sums to one."""
+    rows = kernel.rows(x, parameters.log_weight, parameters.mean, parameters.whitening, True)
+    return np.ascontiguousarray(rows[1].T)

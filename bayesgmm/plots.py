@@ -1,0 +1,341 @@
+"""Pictures of a comparison and of two fits over their data, on matplotlib.
+
+Every function returns a `Picture`: a matplotlib Figure that no window manager knows, so nothing has
+to be shown or closed, and that a notebook shows once.  ``picture.savefig("x.png")`` writes it.
+Blue is the posterior and orange the point estimate throughout (Okabe & Ito's colours, which
+colour-blind readers can tell apart); line style and marker differ as well.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from bayesgmm.compare import format_number, headline, reasons_of
+from bayesgmm.errors import ArgumentError
+from bayesgmm.moments import Array
+from bayesgmm.reasons import Z_LIMIT
+from bayesgmm.summary import check_prob, draws_of, has_draws, printable
+from bayesgmm.tree import names_of
+
+POSTERIOR, ESTIMATE, DATA = "#0072B2", "#D55E00", "0.6"
+_STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "font.size": 9.0,
+    "legend.frameon": False,
+}
+_LOOK = {"eti": ("mean", POSTERIOR, "o"), "wald": ("estimate", ESTIMATE, "D")}
+_MOST_ROWS = 60  # of a forest
+_MOST_SDS = 8.0  # how far out the forest's axis goes
+_MOST_POINTS = 5000  # of a scatter
+_MOST_FEATURES = 4  # of a matrix of pairs
+_CURVES = 200  # draws behind a ribbon
+
+
+class Picture(Figure):
+    """A matplotlib Figure with a text alternative, which a notebook shows without pyplot.
+
+    Attributes
+    ----------
+    alt : str
+        What the picture shows, in words.
+    """
+
+    alt: str = ""
+
+    def _repr_png_(self) -> bytes:
+        return self.to_png()
+
+    def to_png(self, dpi: float = 130.0) -> bytes:
+        """Return the picture as the bytes of a PNG file."""
+        stream = io.BytesIO()
+        # No software version or date in the file: the same picture is the same bytes.
+        self.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        return stream.getvalue()
+
+
+def plot_compare(comparison: xr.Dataset, *, figsize: tuple[float, float] | None = None) -> Picture:
+    """Draw estimate and posterior of every parameter, with intervals, on one axis.
+
+    The axis counts posterior standard deviations from the posterior mean, so that parameters of
+    any unit stand below each other and a difference looks the same wherever it is; the values in
+    units of the data stand beside. Within the grey band the two centres agree.
+
+    Parameters
+    ----------
+    comparison : Dataset
+        From `compare`.
+    figsize : (width, height), optional
+        In inches.
+
+    Returns
+    -------
+    Picture
+        With more than 60 parameters, the 60 that differ most.
+    """
+    shown = _most_different(comparison)
+    p = shown.sizes["parameter"]
+    with mpl.rc_context(_STYLE):
+        figure = Picture(figsize=figsize or (10.0, 1.4 + 0.28 * p), layout="constrained")
+        ax, beside = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+        y = np.arange(p, dtype=float)
+        level = f"{100 * comparison.attrs['ci_prob']:g} %"
+        ax.axvspan(-Z_LIMIT, Z_LIMIT, color="0.92", zorder=0, label=f"|z| up to {Z_LIMIT}: agree")
+        for kind, shift in (("eti", -0.14), ("wald", 0.14)):
+            _forest(ax, shown, kind, y + shift, level)
+        _name_rows(ax, shown, y)
+        _write_values(beside, shown, y, level)
+        note = " (bold: the fits differ)" if not shown["agree"].all() else ""
+        ax.set_xlabel(f"posterior standard deviations from the posterior mean{note}")
+        ax.spines["left"].set_visible(False)
+        figure.legend(loc="outside upper left", fontsize=8)
+        if p < comparison.sizes["parameter"]:
+            ax.set_title(f"the {p} of {comparison.sizes['parameter']} parameters that differ most")
+    differ = reasons_of(comparison)
+    figure.alt = (
+        f"Forest plot of {p} parameters: posterior mean with equal-tailed interval and point "
+        f"estimate with Wald interval, {level}. {headline(comparison)}"
+        + (f" They differ in {', '.join(differ)}." if differ else "")
+    )
+    return figure
+
+
+def plot_density(
+    mle: xr.DataTree,
+    post: xr.DataTree,
+    *,
+    n_draws: int = 50,
+    ci_prob: float = 0.95,
+    figsize: tuple[float, float] | None = None,
+) -> Picture:
+    """Draw the data with the densities of both fits.
+
+    One feature: histogram, the estimate's density, the posterior mean of the density and its
+    pointwise interval. Two: points and, for every component, the ellipse that holds 95 % of it, for
+    the estimate and for ``n_draws`` draws. More: both kinds for the first four features.
+
+    Parameters
+    ----------
+    mle, post : DataTree
+        A point estimate and a fit with draws, of the same data.
+    n_draws : int
+        How many draws' ellipses; evenly spaced in the chains.
+    ci_prob : float
+        Probability of the pointwise interval of a density.
+    figsize : (width, height), optional
+        In inches.
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    ArgumentError
+        If ``n_draws`` is less than 1 or the fits have other features.
+    """
+    check_prob(ci_prob)
+    if n_draws < 1:
+        raise ArgumentError("n_draws", f"must be at least 1, not {n_draws}")
+    if has_draws(mle):
+        raise ArgumentError("mle", "has draws; a point estimate has one")
+    names = names_of(post)
+    if names_of(mle) != names:
+        raise ArgumentError("post", f"has the features {names}, but mle has {names_of(mle)}")
+    m = min(len(names), _MOST_FEATURES)
+    with mpl.rc_context(_STYLE):
+        size = figsize or ((7.0, 4.5) if m == 1 else (6.5, 5.5) if m == 2 else (2.4 * m, 2.4 * m))
+        figure = Picture(figsize=size, layout="constrained")
+        if m == 1:
+            _curves(figure.add_subplot(), mle, post, 0, ci_prob)
+        elif m == 2:
+            _ellipses(figure.add_subplot(), mle, post, (0, 1), n_draws)
+        else:
+            grid = figure.subplots(m, m, sharex="col")
+            for i, j in np.ndindex(m, m):
+                if i == j:
+                    _curves(grid[i, i], mle, post, i, ci_prob)
+                elif i > j:
+                    _ellipses(grid[i, j], mle, post, (j, i), n_draws)
+                else:
+                    grid[i, j].remove()
+            for ax in figure.axes:
+                ax.label_outer(remove_inner_ticks=False)
+        legend: dict[str, Any] = {}
+        for ax in figure.axes:
+            legend |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        figure.legend(
+            legend.values(), list(legend), loc="outside upper center", ncols=2, fontsize=8
+        )
+        if m < len(names):
+            figure.supxlabel(f"the first {m} of {len(names)} features", fontsize=8)
+    k = post["posterior"].sizes["cluster"]
+    figure.alt = (
+        f"The data ({', '.join(names[:m])}) with the {k} components of the point estimate and of "
+        + ("the posterior, as densities." if m == 1 else f"{n_draws} posterior draws, as ellipses.")
+    )
+    return figure
+
+
+def ellipse(mean: Array, covariance: Array, prob: float = 0.95, points: int = 73) -> Array:
+    """Return the outlines (..., points, 2) of the ellipses that hold ``prob`` of normal laws.
+
+    Parameters
+    ----------
+    mean : (..., 2) array
+    covariance : (..., 2, 2) array
+    prob : float
+    points : int
+        Of each outline; the first is the last.
+    """
+    angle = np.linspace(0.0, 2.0 * np.pi, points)
+    circle = np.sqrt(chi2.ppf(prob, 2)) * np.stack([np.cos(angle), np.sin(angle)])
+    value, axes = np.linalg.eigh(covariance)
+    root = axes * np.sqrt(np.maximum(value, 0.0))[..., None, :]
+    return np.swapaxes(root @ circle + mean[..., None], -1, -2)
+
+
+def _most_different(comparison: xr.Dataset) -> xr.Dataset:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.maximum(
+            np.abs(comparison["z"].to_numpy()), np.abs(np.log(comparison["sd_ratio"].to_numpy()))
+        )
+    size[np.isnan(size)] = np.inf
+    order = np.argsort(-size, kind="stable")[:_MOST_ROWS]
+    return comparison.isel(parameter=np.sort(order))
+
+
+def _forest(ax: Axes, shown: xr.Dataset, kind: str, y: Array, level: str) -> None:
+    """Draw one fit's points and intervals; what lies off the axis is an arrow at its edge."""
+    centre, colour, marker = _LOOK[kind]
+    mean, sd = shown["mean"].to_numpy(), shown["sd"].to_numpy()
+    names = (centre, f"{kind}_lower", f"{kind}_upper")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, lower, upper = ((shown[name].to_numpy() - mean) / sd for name in names)
+    edge = _MOST_SDS
+    ax.hlines(y, np.clip(lower, -edge, edge), np.clip(upper, -edge, edge), color=colour, lw=1.8)
+    side, name = ("post", "mean, {} ETI") if kind == "eti" else ("mle", "{} Wald interval")
+    label = f"{shown.attrs[f'{side}_name']}: {name.format(level)}"
+    inside = np.abs(x) <= edge
+    ax.plot(x[inside], y[inside], marker, color=colour, ms=4.5, ls="none", label=label)
+    for beyond, arrow in ((x > edge, ">"), (x < -edge, "<")):
+        ax.plot(np.clip(x, -edge, edge)[beyond], y[beyond], arrow, color=colour, ms=8, ls="none")
+
+
+def _name_rows(ax: Axes, shown: xr.Dataset, y: Array) -> None:
+    """Label the rows, in bold where the two fits differ."""
+    ax.set_yticks(y, [_short(label) for label in shown["label"].to_numpy()], parse_math=False)
+    for tick, agree in zip(ax.get_yticklabels(), shown["agree"].to_numpy(), strict=True):
+        tick.set_fontweight("normal" if agree else "bold")
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(y) - 0.4, -0.6)
+
+
+def _write_values(ax: Axes, shown: xr.Dataset, y: Array, level: str) -> None:
+    """Write the values in units of the data beside the rows."""
+    ax.set_axis_off()
+    for x, kind in ((0.0, "eti"), (0.5, "wald")):
+        centre, colour, _ = _LOOK[kind]
+        title = f"{centre} ({level} {kind.upper() if kind == 'eti' else kind.title()})"
+        style: dict[str, Any] = {"fontsize": 8, "color": colour, "clip_on": False}
+        ax.text(x, 1.0, title, transform=ax.transAxes, va="bottom", **style)
+        names = (centre, f"{kind}_lower", f"{kind}_upper", "sd")
+        columns = np.stack([shown[name].to_numpy() for name in names], axis=1)
+        for at, (value, lower, upper, unit) in zip(y, columns, strict=True):
+            low, high = format_number(lower, unit), format_number(upper, unit)
+            text = f"{format_number(value, unit)} ({low}, {high})"
+            ax.text(x, at, text, transform=ax.get_yaxis_transform(), va="center", **style)
+
+
+def _short(name: object, length: int = 44) -> str:
+    """Return a name that leaves room for the picture; the tables have it in full."""
+    text = printable(str(name))
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _few(n: int, wanted: int) -> NDArray[np.intp]:
+    """Return positions of evenly spaced items."""
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.intp))
+
+
+def _some_draws(fit: xr.DataTree, wanted: int) -> dict[str, Array]:
+    """Return evenly spaced draws of all chains, with one leading dimension."""
+    flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in draws_of(fit).items()}
+    which = _few(len(flat["weight"]), wanted)
+    return {name: a[which] for name, a in flat.items()}
+
+
+def _densities(x: Array, draws: dict[str, Array], f: int) -> Array:
+    """Return the density of feature f at the points x, (draw, x)."""
+    sd = np.sqrt(draws["covariance"][..., f, f])
+    z = (x - draws["mean"][..., f, None]) / sd[..., None]
+    height = draws["weight"] / (sd * np.sqrt(2.0 * np.pi))
+    density: Array = np.einsum("sk,skx->sx", height, np.exp(-0.5 * z**2))
+    return density
+
+
+def _observed(fit: xr.DataTree) -> tuple[Array, Array]:
+    x = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
+    return x, fit["constant_data"]["sample_weight"].to_numpy()
+
+
+def _curves(ax: Axes, mle: xr.DataTree, post: xr.DataTree, f: int, ci_prob: float) -> None:
+    """Histogram and rug of a feature, with the marginal density of both fits."""
+    data, weight = _observed(post)
+    x, name = data[:, f], names_of(post)[f]
+    bins = int(np.clip(2 * np.sqrt(len(x)), 8, 60))
+    ax.hist(x, bins=bins, weights=weight, density=True, color="0.88", label="data")
+    ax.plot(x[_few(len(x), _MOST_POINTS)], np.zeros(min(len(x), _MOST_POINTS)), "|", color=DATA)
+    margin = 0.05 * (x.max() - x.min())
+    at = np.linspace(x.min() - margin, x.max() + margin, 400)
+    curves = _densities(at, _some_draws(post, _CURVES), f)
+    tail = 0.5 * (1.0 - ci_prob)
+    lower, upper = np.quantile(curves, [tail, 1.0 - tail], axis=0)
+    level = f"{100 * ci_prob:g} %"
+    ax.fill_between(
+        at, lower, upper, color=POSTERIOR, alpha=0.3, lw=0, label=f"posterior density, {level} ETI"
+    )
+    ax.plot(at, curves.mean(axis=0), color=POSTERIOR, lw=1.6, label="posterior mean of the density")
+    estimate = _densities(at, _some_draws(mle, 1), f)[0]
+    ax.plot(at, estimate, color=ESTIMATE, lw=1.6, ls="--", label="density of the point estimate")
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel(_short(name), parse_math=False)
+    ax.set_ylabel("density")
+
+
+def _ellipses(
+    ax: Axes, mle: xr.DataTree, post: xr.DataTree, pair: tuple[int, int], n_draws: int
+) -> None:
+    """Points of two features, with the components of the estimate and of some draws."""
+    data, _ = _observed(post)
+    few = _few(len(data), _MOST_POINTS)
+    ax.plot(*data[few][:, pair].T, ".", color=DATA, ms=3, label="data", zorder=1)
+    take = np.ix_(pair, pair)
+    draws, point = _some_draws(post, n_draws), _some_draws(mle, 1)
+    # One outline per component and draw: (s, k, points, 2) -> (s k, points, 2).
+    outlines, own = (
+        ellipse(v["mean"][..., pair], v["covariance"][(..., *take)]).reshape(-1, 73, 2)
+        for v in (draws, point)
+    )
+    many = LineCollection(list(outlines), colors=POSTERIOR, lw=0.7, alpha=0.25, zorder=2)
+    many.set_label(f"{len(draws['weight'])} draws, 95 % of each component")
+    ax.add_collection(many)
+    one = LineCollection(list(own), colors=ESTIMATE, lw=1.8, linestyles="--", zorder=3)
+    one.set_label("point estimate, 95 % of each component")
+    ax.add_collection(one)
+    ax.autoscale_view()
+    names = names_of(post)
+    ax.set_xlabel(_short(names[pair[0]]), parse_math=False)
+    ax.set_ylabel(_short(names[pair[1]]), parse_math=False)

@@ -1,0 +1,185 @@
+"""Random draws from the priors: what the PyMC model's prior predictive is made of.
+
+Whole matrices come from their Bartlett factors, in which the conjugate prior is independent: the
+logarithms of the diagonal are log-gamma, the rest is normal.  Families that share a volume or a
+shape take these draws apart exactly.
+
+References
+----------
+Bartlett (1933), Proc. R. Soc. Edinburgh 53, 260-283. Lewandowski, Kurowicka & Joe (2009), J.
+Multivariate Analysis 100, 1989-2001, section 3.2 (LKJ by its Cholesky rows).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import fftconvolve
+from scipy.special import gammaln
+
+from bayesgmm.covariance import Covariance
+from bayesgmm.moments import Array
+from bayesgmm.prior import (
+    HalfNormal,
+    InverseGamma,
+    LogNormal,
+    PseudoData,
+    Scale,
+    Separation,
+    measure_exponent,
+)
+
+_GRID = 1 << 13  # points of the tabulated densities; their spacing is about 0.01 in a logarithm
+
+
+def draw_covariance(
+    prior: PseudoData | Separation, family: Covariance, k: int, rng: np.random.Generator
+) -> Array:
+    """Return one draw (k, d, d) of the covariances from the prior."""
+    if isinstance(prior, Separation):
+        return _separate(prior, family, k, rng)
+    return _conjugate(prior, family, k, rng)
+
+
+# --- conjugate
+
+
+def _conjugate(prior: PseudoData, family: Covariance, k: int, rng: np.random.Generator) -> Array:
+    d = len(prior.mean)
+    share = k if family.is_common else 1
+    scatter = prior.scatter * share
+    dof = prior.count * share - measure_exponent(family, d)
+    if family.shape == "I":
+        # |S|^(-dof/2) exp(-tr/2) with S = v I is an inverse gamma of v.
+        copies = 1 if family.volume == "E" else k
+        v = 0.5 * np.trace(scatter) / rng.gamma(0.5 * dof * d, size=copies)
+        return np.broadcast_to(v, k)[:, None, None] * np.eye(d)
+    if family.volume == "E" and family.shape == "V" and k > 1:
+        shapes = _log_gammas_of_equal_sum(_gamma_shapes(family, dof, d), k, rng)
+        return _from_bartlett(shapes, scatter, family, rng)
+    if family.shape == "V" or k == 1:
+        return _matrices(dof, scatter, family, k, rng)
+    common = _matrices(dof * (1 if family.is_common else k), scatter, family, 1, rng)[0]
+    if family.is_common:
+        return np.broadcast_to(common, (k, d, d)).copy()
+    # Common shape, own volumes: p(C) is the shape of an inverse Wishart with k times the degrees
+    # of freedom, and each volume given C an inverse gamma.
+    shape = common / np.exp(np.linalg.slogdet(common)[1] / d)
+    rate = 0.5 * np.trace(np.linalg.solve(shape, scatter))
+    volume = rate / rng.gamma(0.5 * dof * d, size=k)
+    return volume[:, None, None] * shape
+
+
+def _gamma_shapes(family: Covariance, dof: float, d: int) -> Array:
+    """Shape parameters of the gammas whose doubled values are the squared Bartlett diagonal."""
+    return np.full(d, 0.5 * dof) if family.is_diagonal else 0.5 * (dof - np.arange(d))
+
+
+def _matrices(
+    dof: float, scatter: Array, family: Covariance, k: int, rng: np.random.Generator
+) -> Array:
+    shapes = np.log(rng.gamma(_gamma_shapes(family, dof, len(scatter)), size=(k, len(scatter))))
+    return _from_bartlett(shapes, scatter, family, rng)
+
+
+def _from_bartlett(
+    log_gammas: Array, scatter: Array, family: Covariance, rng: np.random.Generator
+) -> Array:
+    """(k, d, d) inverse Wishart (or diagonal) matrices from the factor's log squared diagonal."""
+    k, d = log_gammas.shape
+    root = np.linalg.cholesky(scatter)
+    bartlett = np.zeros((k, d, d))
+    if not family.is_diagonal:
+        rows, columns = np.tril_indices(d, -1)
+        bartlett[:, rows, columns] = rng.normal(size=(k, len(rows)))
+    index = np.arange(d)
+    bartlett[:, index, index] = np.sqrt(2.0 * np.exp(log_gammas))
+    half = root @ np.linalg.inv(np.swapaxes(bartlett, 1, 2))
+    return half @ np.swapaxes(half, 1, 2)
+
+
+def _log_gammas_of_equal_sum(shape: Array, k: int, rng: np.random.Generator) -> Array:
+    """(k, d) independent log-gammas, given that the k row sums are equal.
+
+    Densities are tabulated; partial sums are their convolutions.  First the common sum, with
+    density f^k, then the terms one after the other given what remains.
+    """
+    low = np.array([-36.0 / a for a in shape])  # below, exp(a t) has less than e^-36 of the mass
+    high = np.log(shape + 40.0 + 10.0 * np.sqrt(shape))
+    step = float((high - low).max() / _GRID)
+    density = []
+    for a, lo, hi in zip(shape, low, high, strict=True):
+        t = lo + step * np.arange(int((hi - lo) / step) + 1)
+        density.append(np.exp(a * t - np.exp(t) - gammaln(a)))
+    tail = [density[-1]]  # density of the sum of the last 1, 2, ... terms
+    for f in density[-2::-1]:
+        tail.append(np.maximum(fftconvolve(f, tail[-1]) * step, 0.0))
+    start = np.cumsum(low[::-1])
+
+    def one(weight: Array, origin: float) -> float:
+        total = np.cumsum(weight)
+        return float(
+            origin + step * np.interp(rng.uniform() * total[-1], total, np.arange(len(total)))
+        )
+
+    f = tail[-1] / tail[-1].max()
+    total = one(f**k, start[-1])
+    out = np.empty((k, len(shape)))
+    for row in out:
+        rest = total
+        for i in range(len(shape) - 1):
+            t = low[i] + step * np.arange(len(density[i]))
+            following = tail[-2 - i]
+            position = (rest - t - start[-2 - i]) / step
+            ahead = np.interp(position, np.arange(len(following)), following, left=0.0, right=0.0)
+            row[i] = one(density[i] * ahead, low[i])
+            rest -= row[i]
+        row[-1] = rest
+    return out
+
+
+# --- separation
+
+
+def _log_scales(scale: Scale, size: tuple[int, ...], rng: np.random.Generator) -> Array:
+    match scale:
+        case LogNormal(mu, sigma):
+            return np.asarray(mu) + sigma * rng.normal(size=size)
+        case InverseGamma(alpha, beta):
+            return np.asarray(np.log(beta) - np.log(rng.gamma(alpha, size=size)))
+        case HalfNormal(sigma):
+            return np.asarray(np.log(sigma) + np.log(np.abs(rng.normal(size=size))))
+
+
+def _separate(prior: Separation, family: Covariance, k: int, rng: np.random.Generator) -> Array:
+    d = len(prior.mean)
+    distinct = 1 if family.is_common else k
+    shapes = 1 if family.shape in ("E", "I") else k
+    correlation = (
+        np.eye(d)[None]
+        if family.is_diagonal
+        else np.stack([_lkj(prior.correlation, d, rng) for _ in range(shapes)])
+    )
+    if family.shape == "I":
+        log_sd = np.repeat(_log_scales(prior.scale, (distinct, d), rng)[:, :1], d, axis=1)
+    elif {family.volume, family.shape} == {"E", "V"}:
+        assert isinstance(prior.scale, LogNormal)  # `prior.separation` refuses the others
+        mu, sigma = np.asarray(prior.scale.mu), prior.scale.sigma
+        root = mu.mean() + sigma / np.sqrt(d) * rng.normal(size=(k if shapes == 1 else 1, 1))
+        y = mu + sigma * rng.normal(size=(shapes, d))
+        log_sd = root + y - y.mean(axis=1, keepdims=True)
+        log_sd = log_sd - np.linalg.slogdet(correlation)[1][:, None] / (2 * d)
+    else:
+        log_sd = _log_scales(prior.scale, (distinct, d), rng)
+    sd = np.exp(log_sd)
+    return np.broadcast_to(sd[:, :, None] * correlation * sd[:, None, :], (k, d, d)).copy()
+
+
+def _lkj(eta: float, d: int, rng: np.random.Generator) -> Array:
+    factor = np.zeros((d, d))
+    factor[0, 0] = 1.0
+    for i in range(1, d):
+        y = rng.beta(0.5 * i, eta + 0.5 * (d - 1 - i))
+        u = rng.normal(size=i)
+        factor[i, :i] = np.sqrt(y) * u / np.sqrt(u @ u)
+        factor[i, i] = np.sqrt(1.0 - y)
+    return factor @ factor.T

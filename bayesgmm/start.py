@@ -1,0 +1,185 @@
+"""Starting values for EM: k-means++, random centres, the user's labels or parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bayesgmm.covariance import Covariance, maximise
+from bayesgmm.data import Data
+from bayesgmm.errors import ArgumentError
+from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
+from bayesgmm.prior import ConjugatePrior, pseudo_data, pseudo_moments
+
+METHODS = ("kmeans", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A named starting value, in anchored units."""
+
+    method: str
+    parameters: Parameters
+
+
+def starts(
+    data: Data,
+    family: Covariance,
+    k: int,
+    *,
+    start: Any,
+    n_starts: int,
+    rng: np.random.Generator,
+) -> list[Start]:
+    """Return the starting values that ``start`` asks for.
+
+    Parameters
+    ----------
+    start : None, "kmeans", "random", array of labels (n,), Parameters, Dataset or DataTree
+        ``None`` takes k-means++ and random centres in turn. Labels, parameters and fits (in the
+        units of the data) give one start.
+
+    Raises
+    ------
+    ArgumentError
+        Naming ``start`` if it is none of these or does not suit the data.
+    """
+    if isinstance(start, Parameters | xr.Dataset | xr.DataTree):
+        return [Start("parameters", data.to_anchored(_given_parameters(start, k, data.d)))]
+    if start is None or isinstance(start, str):
+        if start is not None and start not in METHODS:
+            raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
+        if k == 1:
+            return [Start("moments", from_labels(data, family, np.zeros(data.n, int), 1))]
+        methods = METHODS if start is None else (start,)
+        return [_drawn(data, family, k, methods[i % len(methods)], rng) for i in range(n_starts)]
+    labels = _given_labels(start, k, data)
+    return [Start("labels", from_labels(data, family, labels, k))]
+
+
+def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: int) -> Parameters:
+    if isinstance(start, Parameters):
+        parameters = start
+    else:
+        posterior = start["posterior"] if isinstance(start, xr.DataTree) else start
+        missing = [v for v in ("weight", "mean", "covariance") if v not in posterior]
+        if missing:
+            raise ArgumentError("start", f"has no variable {', '.join(missing)}")
+        values = [posterior[v].to_numpy() for v in ("weight", "mean", "covariance")]
+        if "draw" in posterior.dims:
+            if posterior.sizes["draw"] * posterior.sizes["chain"] != 1:
+                raise ArgumentError("start", "has many draws; give one set of parameters")
+            values = [v[0, 0] for v in values]
+        parameters = Parameters(*values)
+    parameters = Parameters(*(np.asarray(v, dtype=np.float64) for v in vars_of(parameters)))
+    shapes = ((k,), (k, d), (k, d, d))
+    for name, value, shape in zip(
+        ("weight", "mean", "covariance"), vars_of(parameters), shapes, strict=True
+    ):
+        if value.shape != shape:
+            raise ArgumentError("start", f"{name} has shape {value.shape}, not {shape}")
+        if not np.isfinite(value).all():
+            raise ArgumentError("start", f"{name} is not finite")
+    if not (parameters.weight > 0).all() or abs(parameters.weight.sum() - 1.0) > 1e-6:
+        raise ArgumentError("start", "weights must be positive and sum to one")
+    try:
+        np.linalg.cholesky(parameters.covariance)
+    except np.linalg.LinAlgError:
+        raise ArgumentError("start", "a covariance is not positive definite") from None
+    return parameters
+
+
+def vars_of(parameters: Parameters) -> tuple[Array, Array, Array]:
+    """Return (weight, mean, covariance)."""
+    return parameters.weight, parameters.mean, parameters.covariance
+
+
+def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np.intp]]:
+    labels = np.asarray(start)
+    if labels.shape != (data.n,) or labels.dtype.kind not in "iu":
+        raise ArgumentError(
+            "start",
+            "must be 'kmeans', 'random', Parameters, a fit, or one integer label (0 to "
+            f"{k - 1}) for each of the {data.n} rows",
+        )
+    present = np.unique(labels)
+    if present.min() < 0 or present.max() >= k or len(present) < k:
+        raise ArgumentError(
+            "start", f"labels must be 0 to {k - 1}, each used; these are {present.tolist()}"
+        )
+    return labels.astype(np.intp)
+
+
+def from_labels(
+    data: Data,
+    family: Covariance,
+    labels: np.ndarray[Any, np.dtype[np.intp]],
+    k: int,
+    *,
+    regularised: bool = False,
+) -> Parameters:
+    """Return the parameters after one M-step from a hard partition, in anchored units.
+
+    ``regularised`` adds the default conjugate prior's pseudo-data, so that a small group does not
+    start with a singular covariance.
+    """
+    about = Parameters(
+        np.full(k, 1.0 / k),
+        np.broadcast_to(data.mean, (k, data.d)),
+        np.broadcast_to(_spread(data, family), (k, data.d, data.d)),
+    )
+    moments = from_responsibilities(data.x, np.eye(k)[labels], about, data.weight)
+    weight = moments.weight_count / moments.weight_count.sum()
+    if regularised:
+        scale = np.outer(data.scale, data.scale)
+        prior = pseudo_data(
+            ConjugatePrior(),
+            family,
+            k,
+            mean=data.center + data.scale * data.mean,
+            covariance=data.covariance * scale,
+        ).anchored(data.center, data.scale)
+        moments = moments + pseudo_moments(prior, about)
+    mean, spread = scatter(moments, about)
+    return Parameters(weight, mean, maximise(family, moments.covariance_count, spread))
+
+
+def _spread(data: Data, family: Covariance) -> Array:
+    """Some positive definite matrix of the data's size, to whiten by."""
+    return np.diag(np.diagonal(data.covariance)) if family.is_diagonal else data.covariance
+
+
+def _drawn(data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator) -> Start:
+    from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
+
+    sd = np.sqrt(np.diagonal(data.covariance))
+    rows = data.x / sd
+    weight = data.weight if len(data.weight) else np.ones(data.n)
+    seed = int(rng.integers(2**31 - 1))
+    if method == "kmeans":
+        model = KMeans(k, n_init=1, random_state=seed).fit(rows, sample_weight=weight)
+        labels = model.labels_.astype(np.intp)
+    else:
+        centers = _distinct_rows(rows, weight, k, rng)
+        labels = np.argmin(
+            (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1), axis=1
+        )
+    if len(np.unique(labels[weight > 0])) < k:
+        centers = kmeans_plusplus(rows, k, sample_weight=weight, random_state=seed)[0]
+        distance = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)
+        labels = np.argmin(distance, axis=1)
+    return Start(method, from_labels(data, family, labels, k, regularised=True))
+
+
+def _distinct_rows(rows: Array, weight: Array, k: int, rng: np.random.Generator) -> Array:
+    """k different rows at random; the data have as many, or they would have been refused."""
+    chosen: list[Array] = []
+    for i in rng.permutation(np.flatnonzero(weight > 0)):
+        if not any(np.array_equal(rows[i], c) for c in chosen):
+            chosen.append(rows[i])
+            if len(chosen) == k:
+                break
+    return np.array(chosen)

@@ -1,0 +1,193 @@
+"""One fit as a table: a row for every free parameter, the same rows whichever engine made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.special import ndtri
+
+from bayesgmm.errors import ArgumentError
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Array
+from bayesgmm.tree import DIMS, names_of, spec_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One free parameter: its name, and where its value stands in a fit's arrays."""
+
+    label: str
+    variable: str
+    cluster: int  # -1 where all components share it
+    feature: str
+    feature_bis: str
+    at: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """The variable, or "variance" for an element of a covariance's diagonal."""
+        diagonal = self.variable == "covariance" and self.at[1] == self.at[2]
+        return "variance" if diagonal else self.variable
+
+
+def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
+    """Return the parameters of a specification, in the order of every table.
+
+    Weights (none for one component), means, and the lower triangles of the covariances without
+    what the family makes equal: a diagonal family has variances only, a spherical one a single
+    variance per component (without feature names), a common covariance is listed once.
+
+    Parameters
+    ----------
+    spec : GaussianMixture
+    names : tuple of str
+        Column names.
+
+    Returns
+    -------
+    list of Row
+    """
+    k, family = spec.n_components, spec.covariance
+    shown = [printable(name) for name in names]
+    rows = [Row(f"weight[{j}]", "weight", j, "", "", (j,)) for j in range(k) if k > 1]
+    for j in range(k):
+        for f, name in enumerate(names):
+            rows.append(Row(f"mean[{j}, {shown[f]}]", "mean", j, name, "", (j, f)))
+    spherical = family.shape == "I" and len(names) > 1
+    for j in range(1 if family.is_common else k):
+        cluster, own = (-1, []) if family.is_common else (j, [str(j)])
+        for f, name in enumerate(names[:1] if spherical else names):
+            for g in range(f if family.is_diagonal else 0, f + 1):
+                what = own if spherical else [*own, shown[g], shown[f]]
+                label = f"covariance[{', '.join(what)}]" if what else "covariance"
+                pair = ("", "") if spherical else (names[g], name)
+                rows.append(Row(label, "covariance", cluster, *pair, (j, g, f)))
+    return rows
+
+
+def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
+    """Summarise one fit: the same rows for a point estimate and for draws.
+
+    Parameters
+    ----------
+    fit : DataTree
+    ci_prob : float
+        Probability of the interval.
+
+    Returns
+    -------
+    DataFrame
+        For a point estimate the columns ``estimate, se, wald95_lower, wald95_upper``; for draws
+        ``mean, sd, eti95_lower, eti95_upper, mcse, ess_bulk, ess_tail, r_hat`` (an equal-tailed
+        interval; ``mcse`` is that of the mean). The kind and probability are also in ``attrs``.
+
+    Raises
+    ------
+    ArgumentError
+        If ``ci_prob`` is not between 0 and 1.
+    """
+    check_prob(ci_prob)
+    rows = parameter_rows(spec_of(fit), names_of(fit))
+    level = f"{100 * ci_prob:g}"
+    if has_draws(fit):
+        found = summarise_draws(take_draws(fit, rows), ci_prob)
+        order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
+        table = {name.replace("eti", f"eti{level}"): found[name] for name in order}
+    else:
+        estimate = take_draws(fit, rows)[0, 0]
+        se = take(standard_errors(fit), rows)
+        lower, upper = wald_interval(estimate, se, ci_prob)
+        table = {
+            "estimate": estimate,
+            "se": se,
+            f"wald{level}_lower": lower,
+            f"wald{level}_upper": upper,
+        }
+    frame = pd.DataFrame(table, index=pd.Index([row.label for row in rows], name="parameter"))
+    frame.attrs = {"ci_kind": "eti" if has_draws(fit) else "wald", "ci_prob": ci_prob}
+    return frame
+
+
+def has_draws(fit: xr.DataTree) -> bool:
+    """Whether a fit is more than a point estimate: the one thing that tells fits apart."""
+    sizes = fit["posterior"].sizes
+    return bool(sizes["chain"] * sizes["draw"] > 1)
+
+
+def check_prob(ci_prob: float) -> None:
+    """Refuse what is no probability of an interval."""
+    if not 0.0 < ci_prob < 1.0:
+        raise ArgumentError("ci_prob", f"must be between 0 and 1, not {ci_prob!r}")
+
+
+def printable(name: str) -> str:
+    """Return a column name without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def take(arrays: dict[str, Array], rows: list[Row]) -> Array:
+    """Return the rows' values, (..., parameter), from weight (..., k), mean and covariance."""
+    lead = arrays["weight"].shape[:-1]
+    columns = []
+    for row in rows:
+        array = arrays[row.variable]
+        flat = array.reshape(*lead, -1)
+        columns.append(flat[..., np.ravel_multi_index(row.at, array.shape[len(lead) :])])
+    return np.stack(columns, axis=-1)
+
+
+def draws_of(fit: xr.DataTree) -> dict[str, Array]:
+    """Return weight, mean and covariance with leading dimensions (chain, draw)."""
+    group = fit["posterior"].to_dataset()
+    return {name: group[name].transpose("chain", "draw", *DIMS[name]).to_numpy() for name in DIMS}
+
+
+def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:
+    """Return all draws of the rows' parameters, (chain, draw, parameter)."""
+    return take(draws_of(fit), rows)
+
+
+def standard_errors(fit: xr.DataTree) -> dict[str, Array]:
+    """Return the standard errors of weight, mean and covariance, NaN where there are none."""
+    if "standard_error" in fit.children:
+        group = fit["standard_error"].to_dataset()
+        return {name: group[name].transpose(*DIMS[name]).to_numpy() for name in DIMS}
+    return {name: np.full(a.shape[2:], np.nan) for name, a in draws_of(fit).items()}
+
+
+def wald_interval(estimate: Array, se: Array, ci_prob: float) -> tuple[Array, Array]:
+    """Return estimate -/+ the normal quantile times the standard error."""
+    half = ndtri(0.5 + 0.5 * ci_prob) * se
+    return estimate - half, estimate + half
+
+
+def summarise_draws(draws: Array, ci_prob: float) -> dict[str, Array]:
+    """Return summaries and diagnostics of draws (chain, draw, parameter), (parameter,) each.
+
+    ``r_hat`` and the effective sample sizes are the rank-normalised ones of Vehtari et al. (2021);
+    NaN where draws are constant or not finite.
+    """
+    dims = ("chain", "draw", "parameter")
+    half = draws.shape[1] // 2
+    # One chain has no R-hat; its halves do, which is what split R-hat means.
+    chains = draws if len(draws) > 1 else draws[0, : 2 * half].reshape(2, half, -1)
+    split, data = xr.Dataset({"x": (dims, chains)}), xr.Dataset({"x": (dims, draws)})
+    tail = 0.5 * (1.0 - ci_prob)
+    # A parameter that is constant or not finite has NaN diagnostics: a finding, not a fault.
+    with np.errstate(all="ignore"):
+        lower, median, upper = np.quantile(draws, [tail, 0.5, 1.0 - tail], axis=(0, 1))
+        return {
+            "mean": draws.mean(axis=(0, 1)),
+            "sd": draws.std(axis=(0, 1), ddof=1),
+            "mcse": az.mcse(data, method="mean")["x"].to_numpy(),
+            "median": median,
+            "eti_lower": lower,
+            "eti_upper": upper,
+            "r_hat": az.rhat(split)["x"].to_numpy(),
+            "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
+            "ess_tail": az.ess(data, method="tail")["x"].to_numpy(),
+        }

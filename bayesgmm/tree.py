@@ -1,0 +1,120 @@
+"""Parameters and draws as ArviZ's container: one DataTree for either engine, saved and loaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bayesgmm.errors import ArgumentError
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Parameters
+
+DIMS: dict[str, tuple[str, ...]] = {
+    "weight": ("cluster",),
+    "mean": ("cluster", "feature"),
+    "covariance": ("cluster", "feature", "feature_bis"),
+}
+
+
+def coordinates(k: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return the coordinates of a fit: clusters 0..k-1 and the column names, twice."""
+    return {"cluster": np.arange(k), "feature": list(names), "feature_bis": list(names)}
+
+
+def dataset(
+    values: Mapping[str, Any], names: Sequence[str], leading: Sequence[str] = ()
+) -> xr.Dataset:
+    """Return weight, mean and covariance arrays as a Dataset, after ``leading`` dimensions.
+
+    Parameters
+    ----------
+    values : mapping of str to array
+        Some of ``weight`` (..., k), ``mean`` (..., k, d), ``covariance`` (..., k, d, d).
+    names : sequence of str
+        Column names.
+    leading : sequence of str
+        E.g. ``("chain", "draw")``; they get integer coordinates.
+    """
+    arrays = {name: np.asarray(value) for name, value in values.items()}
+    first = next(iter(arrays.values()))
+    k = next(v.shape[len(leading)] for v in arrays.values())
+    index = {dim: np.arange(first.shape[i]) for i, dim in enumerate(leading)}
+    used = {dim for name in arrays for dim in DIMS[name]}
+    labels = {dim: c for dim, c in coordinates(k, names).items() if dim in used}
+    return xr.Dataset(
+        {name: ((*leading, *DIMS[name]), value) for name, value in arrays.items()},
+        coords=index | labels,
+    )
+
+
+def point(fit: xr.DataTree) -> Parameters:
+    """Return the parameters of a fit with one draw, in the data's units.
+
+    Raises
+    ------
+    ArgumentError
+        If the fit has more than one draw.
+    """
+    posterior = fit["posterior"]
+    if posterior.sizes["chain"] * posterior.sizes["draw"] != 1:
+        raise ArgumentError("fit", "has many draws; a point estimate has one")
+    return Parameters(*(posterior[name].to_numpy()[0, 0] for name in DIMS))
+
+
+def spec_of(fit: xr.DataTree) -> GaussianMixture:
+    """Return the specification that a fit was made from."""
+    return GaussianMixture.from_json(str(fit.attrs["spec"]))
+
+
+def names_of(fit: xr.DataTree) -> tuple[str, ...]:
+    """Return the column names of a fit."""
+    return tuple(str(name) for name in fit["posterior"]["feature"].to_numpy())
+
+
+def save(fit: xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a fit to a NetCDF file, whole or not at all.
+
+    Raises
+    ------
+    ArgumentError
+        If the folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ArgumentError("path", f"the folder {target.parent} does not exist")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".nc")
+    os.close(handle)
+    try:
+        fit.to_netcdf(temporary, engine="netcdf4")
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read a fit that `save` wrote.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such file, or it holds no fit of this package.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ArgumentError("path", f"there is no file {source}")
+    try:
+        with xr.open_datatree(source, engine="netcdf4") as tree:
+            fit = tree.load()
+    except OSError as error:
+        raise ArgumentError("path", f"{source} is not a NetCDF file ({error})") from error
+    if "spec" not in fit.attrs or "posterior" not in fit.children:
+        raise ArgumentError("path", f"{source} is not a fit of bayesgmm: it has no specification")
+    return fit

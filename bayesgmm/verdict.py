@@ -1,0 +1,517 @@
+"""Whether a fit can be relied on: a verdict, made of checks that say what, how bad, and what to do.
+
+Draws are judged on their free parameters after alignment (`labels`) and on quantities that no
+labelling can change (`label_free`): chains that sit in different partitions of the data differ in
+the latter.  What cannot be computed fails: no diagnostic that is NaN passes.
+
+References
+----------
+Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021), Bayesian Analysis 16, 667-718 (rank-normalised
+split R-hat < 1.01, bulk and tail effective sample sizes of 100 per chain).
+Betancourt (2016), arXiv:1604.00695 (E-BFMI).  Betancourt (2017), arXiv:1701.02434 (divergences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from bayesgmm.checks import Check, Limit, Verdict, warn
+from bayesgmm.covariance import Array, Covariance
+from bayesgmm.labels import AMBIGUOUS
+
+__all__ = ["Check", "Verdict", "em_verdict", "label_free", "posterior_verdict", "warn"]
+
+CHAINS = 4  # fewer cannot be called ok
+RHAT = Limit(np.nextafter(1.01, 1.0), 1.05)  # below 1.01
+ESS = Limit(100.0, 50.0, is_floor=True)  # per chain
+MCSE = Limit(np.nextafter(0.05, 0.0), 0.1)  # of the posterior's sd; below 0.05
+DIVERGENT = Limit(0.0, 0.001)  # share of draws
+TREEDEPTH = Limit(0.05, 1.0)  # share of draws; costs time, not validity
+BFMI = Limit(0.3, 0.2, is_floor=True)
+AMBIGUOUS_LABELS = Limit(0.01, 0.05)  # share of draws; see `labels.AMBIGUOUS`
+
+
+# Maximum likelihood and MAP
+
+
+def em_verdict(
+    *,
+    reason: str,
+    n_iter: int,
+    distance: float,
+    tol: float,
+    is_positive_definite: bool | None,
+    counts: Array,
+    reasons: Sequence[str],
+    n_at_best: int,
+    n_rivals: int,
+    family: Covariance,
+    d: int,
+) -> Verdict:
+    """Judge a fit by EM.
+
+    Parameters
+    ----------
+    reason : str
+        Why the best run stopped; ``"converged"`` and ``"fixed point"`` are good.
+    n_iter : int
+        Its number of steps.
+    distance, tol : float
+        How many standard errors it is from its limit (NaN if unknown), and how many were allowed.
+    is_positive_definite : bool or None
+        Whether minus the Hessian is, that is, whether this is a strict maximum; None if unknown.
+    counts : (k,) array
+        Expected number of observations of each component.
+    reasons : sequence of str
+        Why each start stopped.
+    n_at_best : int
+        How many starts reached the best optimum.
+    n_rivals : int
+        How many usable starts are within 0.1 in log-likelihood with different parameters.
+    family : Covariance
+    d : int
+        Number of features.
+
+    Returns
+    -------
+    Verdict
+        With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes``.
+    """
+    checks = [
+        _converged(reason, n_iter, distance, tol),
+        _small_component(counts, family, d),
+        _unusable_starts(reasons),
+        _best_found_once(n_at_best, len(reasons)),
+        Check("rival-modes", "ok", "no other optimum within 0.1 in log-likelihood")
+        if n_rivals == 0
+        else Check(
+            "rival-modes",
+            "warn",
+            f"{n_rivals} of {len(reasons)} starts came within 0.1 in log-likelihood of the best "
+            "with different parameters",
+            "The data do not decide between several solutions, and standard errors describe one "
+            "of them. Compare the starts, use fewer components or a smaller family, or sample the "
+            "posterior, which covers them all.",
+        ),
+    ]
+    if is_positive_definite is not None:
+        good = Check("hessian", "ok", "minus the Hessian is positive definite: a strict maximum")
+        bad = Check(
+            "hessian",
+            "fail",
+            "minus the Hessian is not positive definite",
+            "This is no strict maximum but a saddle or a ridge, and there are no standard errors: "
+            "some parameters are not determined. Use fewer components, a smaller family, more "
+            "starts, or estimate='map'.",
+        )
+        checks.insert(1, good if is_positive_definite else bad)
+    return Verdict(tuple(checks))
+
+
+def _converged(reason: str, n_iter: int, distance: float, tol: float) -> Check:
+    # Short of NaN, which says that no information matrix was asked for or that it has no inverse.
+    known = f", {distance:.2g} standard errors from its limit" if np.isfinite(distance) else ""
+    evidence = f"EM stopped after {n_iter} steps ({reason}){known}"
+    if reason not in ("converged", "fixed point"):
+        advice = (
+            "The estimates are not at a maximum of the likelihood. Let it run: raise max_iter, or "
+            "use fewer components if it creeps."
+        )
+        return Check("converged", "fail", evidence, advice)
+    if reason == "converged" and distance > tol:
+        advice = (
+            f"That is more than the {tol:.2g} asked for: the likelihood is nearly flat there. "
+            "Use fewer components or a smaller family, or accept a larger tol."
+        )
+        return Check("converged", "warn", evidence, advice)
+    return Check("converged", "ok", evidence)
+
+
+def _small_component(counts: Array, family: Covariance, d: int) -> Check:
+    own = d + 2.0 if family.orientation == "V" else 3.0
+    needed = 2.0 if family.is_common else own
+    smallest = float(counts.min())
+    evidence = f"the smallest component has {smallest:.3g} observations"
+    if smallest >= needed - 1e-6:
+        return Check("small-component", "ok", evidence)
+    return Check(
+        "small-component",
+        "warn",
+        f"{evidence}, fewer than {needed:g}",
+        "Too few to estimate its parameters: they follow the start or the prior. Use fewer "
+        "components, or a family with a common covariance (EEE, EEI, EII).",
+    )
+
+
+def _unusable_starts(reasons: Sequence[str]) -> Check:
+    bad = [reason for reason in reasons if reason in ("singular", "empty", "tiny")]
+    kinds = ", ".join(f"{bad.count(kind)} {kind}" for kind in dict.fromkeys(bad))
+    evidence = f"{len(bad)} of {len(reasons)} starts were unusable"
+    evidence += f" ({kinds})" if bad else ""
+    if 2 * len(bad) <= len(reasons):
+        return Check("starts", "ok", evidence)
+    return Check(
+        "starts",
+        "warn",
+        evidence,
+        "They ran to a component of a few points, where the likelihood is unbounded: the model is "
+        "too large for the data. Use fewer components, a smaller family, or estimate='map'.",
+    )
+
+
+def _best_found_once(n_at_best: int, n_starts: int) -> Check:
+    evidence = f"{n_at_best} of {n_starts} starts reached the best optimum"
+    if n_at_best > 1 or n_starts < 5:
+        return Check("best-found-once", "ok", evidence)
+    return Check(
+        "best-found-once",
+        "warn",
+        evidence,
+        "More starts may find a better one: raise n_starts until several agree.",
+    )
+
+
+# Draws
+
+
+def label_free(weight: Array, mean: Array, covariance: Array) -> dict[str, Array]:
+    r"""Return quantities of each draw that do not depend on how its components are labelled.
+
+    Parameters
+    ----------
+    weight : (chain, draw, k) array
+    mean : (chain, draw, k, d) array
+    covariance : (chain, draw, k, d, d) array
+
+    Returns
+    -------
+    dict of str to (chain, draw, ...) array
+        ``mixture_mean`` (d): :math:`\bar\mu = \sum_k \pi_k \mu_k`, and ``mixture_sd`` (d), of each
+        feature: what the whole mixture says of the data.
+        ``log_volume``: :math:`\sum_k \pi_k \log|\Sigma_k|`, a component that collapses or swells.
+        With two or more components also ``between`` (d), the share of each feature's variance that
+        is between the components: another partition of the data has another share;
+        ``weight_entropy``: :math:`-\sum_k \pi_k \log \pi_k`, and ``weight_max``: components that
+        empty, split or merge.
+    """
+    centre = np.einsum("...k,...kf->...f", weight, mean)
+    spread = np.diagonal(covariance, axis1=-2, axis2=-1)
+    within = np.einsum("...k,...kf->...f", weight, spread)
+    between = np.einsum("...k,...kf->...f", weight, (mean - centre[..., None, :]) ** 2)
+    with np.errstate(all="ignore"):  # draws that are not finite are the gate's finding, not ours
+        logdet = np.linalg.slogdet(covariance)[1]
+        found = {
+            "mixture_mean": centre,
+            "mixture_sd": np.sqrt(within + between),
+            "log_volume": (weight * logdet).sum(axis=-1),
+        }
+        if weight.shape[-1] > 1:
+            found["between"] = between / (within + between)
+            found["weight_entropy"] = -(weight * np.log(np.maximum(weight, 1e-300))).sum(axis=-1)
+            found["weight_max"] = weight.max(axis=-1)
+    return found
+
+
+def posterior_verdict(
+    aligned: xr.Dataset,
+    label_free: xr.Dataset,
+    sample_stats: xr.Dataset,
+    *,
+    margin: xr.DataArray | Array | None,
+    family: Covariance,
+    max_treedepth: int | None,
+) -> Verdict:
+    """Judge posterior draws.
+
+    Parameters
+    ----------
+    aligned : Dataset
+        ``weight, mean, covariance`` with dims chain, draw, cluster, feature, feature_bis, after
+        alignment. Only the family's free parameters are looked at.
+    label_free : Dataset
+        Any variables with dims chain, draw, ...: those of the function `label_free`, ``loglik``.
+    sample_stats : Dataset
+        ``diverging``, ``energy``, ``maxdepth_reached`` or ``depth``, ``loglik``; what is missing
+        is a warning, since it cannot be checked.
+    margin : (chain, draw) array or None
+        Of the labels; None if there is only one component.
+    family : Covariance
+    max_treedepth : int or None
+        Where ``maxdepth_reached`` is not recorded, the limit that ``depth`` was under.
+
+    Returns
+    -------
+    Verdict
+        With checks ``non-finite-draws, constant-parameter, few-chains, rhat, ess-bulk, ess-tail,
+        mcse, divergences, treedepth, bfmi, ambiguous-labels``; of fewer than four draws, the check
+        ``too-few-draws`` alone.
+    """
+    others = label_free
+    if "loglik" in sample_stats and "loglik" not in label_free:
+        others = others.assign(loglik=sample_stats["loglik"])
+    judged = _stack(_free_parameters(aligned, family) + _scalars(others))
+    _, chains, draws = judged.value.shape
+    if chains == 0 or draws < 4:
+        advice = (
+            "Nothing can be said of so few. Sample longer; the default is draws=1000, chains=4."
+        )
+        evidence = f"{chains} chains of {draws} draws"
+        return Verdict((Check("too-few-draws", "fail", evidence, advice),))
+    checks = [_non_finite(judged), _constant(judged), _few_chains(chains)]
+    checks += _convergence(judged)
+    checks += [
+        _divergences(sample_stats),
+        _treedepth(sample_stats, max_treedepth),
+        _energy(sample_stats),
+    ]
+    if margin is not None:
+        checks.append(_ambiguous_labels(np.asarray(margin)))
+    return Verdict(tuple(checks))
+
+
+class _Scalar(NamedTuple):
+    name: str
+    value: Array  # (chain, draw)
+
+
+class _Judged(NamedTuple):
+    names: list[str]
+    value: Array  # (p, chain, draw)
+
+
+def _stack(scalars: list[_Scalar]) -> _Judged:
+    return _Judged([s.name for s in scalars], np.stack([s.value for s in scalars]).astype(float))
+
+
+def _free_parameters(aligned: xr.Dataset, family: Covariance) -> list[_Scalar]:
+    """Return the parameters that the family leaves free, named as in every table."""
+    weight = aligned["weight"].transpose("chain", "draw", "cluster").values
+    mean = aligned["mean"].transpose("chain", "draw", "cluster", "feature").values
+    covariance = aligned["covariance"].transpose(
+        "chain", "draw", "cluster", "feature", "feature_bis"
+    )
+    features = [str(name) for name in aligned["feature"].values]
+    k, d = mean.shape[2:]
+    found = [_Scalar(f"weight[{j}]", weight[..., j]) for j in range(k if k > 1 else 0)]
+    for j in range(k):
+        found += [_Scalar(f"mean[{j}, {features[f]}]", mean[..., j, f]) for f in range(d)]
+    is_spherical = family.shape == "I" and d > 1
+    for j in range(1 if family.is_common else k):
+        for f in range(1 if is_spherical else d):
+            for g in range(f if family.is_diagonal else 0, f + 1):
+                parts = [] if family.is_common else [str(j)]
+                parts += [] if is_spherical else [features[g], features[f]]
+                name = f"covariance[{', '.join(parts)}]" if parts else "covariance"
+                found.append(_Scalar(name, covariance.values[..., j, f, g]))
+    return found
+
+
+def _scalars(group: xr.Dataset) -> list[_Scalar]:
+    """Return every scalar of variables with dims chain, draw, ..."""
+    found = []
+    for key, variable in group.data_vars.items():
+        values = variable.transpose("chain", "draw", ...)
+        labels = [[str(label) for label in values[dim].values] for dim in values.dims[2:]]
+        for place in np.ndindex(*values.shape[2:]):
+            parts = [labels[axis][i] for axis, i in enumerate(place)]
+            name = f"{key}[{', '.join(parts)}]" if parts else str(key)
+            found.append(_Scalar(name, values.values[(..., *place)]))
+    return found
+
+
+def _non_finite(judged: _Judged) -> Check:
+    bad = ~np.isfinite(judged.value)
+    if not bad.any():
+        return Check("non-finite-draws", "ok", "every draw is finite")
+    p, chain, draw = (int(i) for i in np.argwhere(bad)[0])
+    affected = int(bad.any(axis=0).sum())
+    return Check(
+        "non-finite-draws",
+        "fail",
+        f"{affected} draws hold NaN or infinite values (first: {judged.names[p]} in chain {chain}, "
+        f"draw {draw})",
+        "The sampler broke down or was interrupted; no summary of these draws is valid. Check the "
+        "prior and the data's units, and sample again.",
+    )
+
+
+def _constant(judged: _Judged) -> Check:
+    frozen = (judged.value == judged.value[:, :, :1]).all(axis=2)
+    if not frozen.any():
+        return Check("constant-parameter", "ok", "every quantity varies in every chain")
+    p, chain = (int(i) for i in np.argwhere(frozen)[0])
+    stuck = np.flatnonzero(frozen.any(axis=0))
+    return Check(
+        "constant-parameter",
+        "fail",
+        f"{judged.names[p]} never changes in chain {chain} "
+        f"({int(frozen.any(axis=1).sum())} of {len(judged.names)} quantities, chains "
+        f"{', '.join(map(str, stuck))})",
+        "A chain that does not move says nothing about the posterior. Sample again with other "
+        "starting values, a longer tune, or a larger target_accept.",
+    )
+
+
+def _few_chains(chains: int) -> Check:
+    evidence = f"{chains} chain" + ("" if chains == 1 else "s")
+    if chains >= CHAINS:
+        return Check("few-chains", "ok", evidence)
+    return Check(
+        "few-chains",
+        "warn",
+        f"{evidence}, fewer than {CHAINS}",
+        "Chains that missed a part of the posterior are found only by comparing several: sample "
+        f"with chains={CHAINS} or more.",
+    )
+
+
+def _convergence(judged: _Judged) -> list[Check]:
+    """Check R-hat, effective sample sizes and Monte Carlo errors."""
+    names, value = judged
+    _, chains, draws = value.shape
+    rhat, bulk, tail, mcse = np.full((4, len(names)), np.nan)
+    usable = np.isfinite(value).all(axis=(1, 2))
+    # In units of its own range: ArviZ takes a range below 1e-15 for a constant.
+    moved = value[usable] - value[usable][:, :1, :1]
+    reach = np.abs(moved).max(axis=(1, 2), keepdims=True)
+    usable[usable] = reach[:, 0, 0] > 0
+    unit = moved[reach[:, 0, 0] > 0] / reach[reach[:, 0, 0] > 0]
+    if len(unit):
+        statistics = _arviz()
+        # One chain has no R-hat; its halves do, which is what split R-hat means.
+        half = draws // 2
+        split = unit if chains > 1 else unit[:, 0, : 2 * half].reshape(len(unit), 2, half)
+        with np.errstate(all="ignore"):  # what cannot be computed is NaN, and fails
+            rhat[usable] = statistics.rhat(split)
+            bulk[usable] = statistics.ess(unit, method="bulk")
+            tail[usable] = statistics.ess(unit, method="tail", prob=(0.05, 0.95))
+            error = statistics.mcse(unit, method="mean")
+            mcse[usable] = error / unit.std(axis=(1, 2), ddof=1)
+    longer = "Sample longer (draws, tune)"
+    return [
+        _worst(
+            *("rhat", "R-hat", "1.01", names, rhat, RHAT),
+            "The chains have not mixed, so that their average is not the posterior's. "
+            f"{longer}; if label-free quantities are affected too, the chains sit in different "
+            "solutions: use fewer components or a stronger prior.",
+        ),
+        _worst(
+            *("ess-bulk", "bulk ESS per chain", "100", names, bulk / chains, ESS),
+            f"Means and medians rest on too few independent draws. {longer}.",
+        ),
+        _worst(
+            *("ess-tail", "tail ESS per chain", "100", names, tail / chains, ESS),
+            f"Interval ends rest on too few independent draws. {longer}.",
+        ),
+        _worst(
+            *("mcse", "Monte Carlo error / sd", "0.05", names, mcse, MCSE),
+            f"Posterior means are not accurate to a twentieth of their sd. {longer}.",
+        ),
+    ]
+
+
+def _worst(
+    code: str, what: str, bound: str, names: list[str], value: Array, limit: Limit, advice: str
+) -> Check:
+    rank = np.where(np.isnan(value), np.inf, -value if limit.is_floor else value)
+    p = int(np.argmax(rank))
+    status = limit.grade(float(value[p]))
+    if np.isnan(value[p]):
+        evidence = f"{what} of {names[p]} cannot be computed"
+    else:
+        side = "smallest" if limit.is_floor else "largest"
+        shown = f"{value[p]:.0f}" if limit is ESS else f"{value[p]:.3f}"
+        evidence = f"{side} {what} is {shown} ({names[p]})"
+    beyond = sum(limit.grade(float(v)) != "ok" for v in value)
+    if status == "ok":
+        return Check(code, status, evidence)
+    relation = "not at least" if limit.is_floor else "not below"
+    count = f"{relation} {bound} for {beyond} of {len(names)} quantities"
+    return Check(code, status, f"{evidence}; {count}", advice)
+
+
+def _arviz() -> Any:
+    """Import ArviZ's functions on arrays: late, since EM need not wait three seconds for them."""
+    return import_module("arviz_stats.base").array_stats
+
+
+def _unchecked(code: str, name: str) -> Check:
+    advice = f"Sample with a sampler that records {name}, or check this by other means."
+    return Check(code, "warn", f"the sampler recorded no {name}", advice)
+
+
+def _share(
+    code: str,
+    hit: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    what: str,
+    limit: Limit,
+    advice: str,
+) -> Check:
+    share = float(hit.mean())
+    status = limit.grade(share)
+    evidence = f"{int(hit.sum())} of {hit.size} draws ({share:.2%}) {what}"
+    return Check(code, status, evidence, "" if status == "ok" else advice)
+
+
+def _divergences(stats: xr.Dataset) -> Check:
+    if "diverging" not in stats:
+        return _unchecked("divergences", "diverging")
+    return _share(
+        "divergences",
+        stats["diverging"].values.astype(bool),
+        "diverged",
+        DIVERGENT,
+        "The sampler could not follow the posterior where it bends sharply, and may have missed "
+        "that part. Raise target_accept (0.95, 0.99); if they persist, use fewer components or a "
+        "prior that keeps components from collapsing.",
+    )
+
+
+def _treedepth(stats: xr.Dataset, max_treedepth: int | None) -> Check:
+    if "maxdepth_reached" in stats:
+        hit = stats["maxdepth_reached"].values.astype(bool)
+    elif "depth" in stats and max_treedepth is not None:
+        hit = stats["depth"].values >= max_treedepth
+    else:
+        return _unchecked("treedepth", "tree depth")
+    return _share(
+        "treedepth",
+        hit,
+        "hit the maximum tree depth",
+        TREEDEPTH,
+        "Trajectories are cut short, which costs effective draws: the posterior is narrow in some "
+        "direction. Tune longer, or raise max_treedepth.",
+    )
+
+
+def _energy(stats: xr.Dataset) -> Check:
+    if "energy" not in stats:
+        return _unchecked("bfmi", "energy")
+    energy = stats["energy"].transpose("chain", "draw").values.astype(float)
+    with np.errstate(all="ignore"):  # constant or non-finite energy is NaN, and fails
+        bfmi = np.asarray(_arviz().bfmi(energy))
+    chain = int(np.argmax(np.where(np.isnan(bfmi), np.inf, -bfmi)))
+    status = BFMI.grade(float(bfmi[chain]))
+    advice = (
+        "The sampler explores the tails of the posterior slowly. Tune longer; if it persists, use "
+        "fewer components or a stronger prior."
+    )
+    evidence = f"smallest E-BFMI is {bfmi[chain]:.2f} (chain {chain}; at least {BFMI.ok} is good)"
+    return Check("bfmi", status, evidence, "" if status == "ok" else advice)
+
+
+def _ambiguous_labels(margin: Array) -> Check:
+    return _share(
+        "ambiguous-labels",
+        ~(margin >= AMBIGUOUS),
+        f"have ambiguous labels (margin below {AMBIGUOUS})",
+        AMBIGUOUS_LABELS,
+        "Components exchange their roles within the posterior, so that summaries of single "
+        "components mix them. Rely on label-free quantities (densities, allocations, log-"
+        "likelihood), or use fewer components.",
+    )
