@@ -1,0 +1,65 @@
+"""Gaussian mixtures written down once: by EM, by NUTS, and compared honestly.
+
+>>> import bayesgmm as bg
+>>> X = bg.datasets.load("faithful")
+>>> spec = bg.GaussianMixture(n_components=2, covariance="VVV")
+>>> mle = bg.fit_em(spec, X, random_seed=1)
+>>> round(float(mle["criteria"]["loglik"]), 4)
+-1130.264
+
+Everything is loaded when first used: PyMC, ArviZ and Matplotlib only by what needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayesgmm import datasets as datasets
+    from bayesgmm.bayes import sample_posterior as sample_posterior
+    from bayesgmm.covariance import Covariance as Covariance
+    from bayesgmm.fit import fit_em as fit_em
+    from bayesgmm.mixture import GaussianMixture as GaussianMixture
+    from bayesgmm.model import to_pymc as to_pymc
+    from bayesgmm.moments import Parameters as Parameters
+    from bayesgmm.prior import ConjugatePrior as ConjugatePrior
+    from bayesgmm.prior import HalfNormal as HalfNormal
+    from bayesgmm.prior import InverseGamma as InverseGamma
+    from bayesgmm.prior import LogNormal as LogNormal
+    from bayesgmm.prior import SeparationPrior as SeparationPrior
+    from bayesgmm.tree import load as load
+    from bayesgmm.tree import save as save
+
+_WHERE = {
+    "ConjugatePrior": "prior",
+    "Covariance": "covariance",
+    "GaussianMixture": "mixture",
+    "HalfNormal": "prior",
+    "InverseGamma": "prior",
+    "LogNormal": "prior",
+    "Parameters": "moments",
+    "SeparationPrior": "prior",
+    "fit_em": "fit",
+    "load": "tree",
+    "sample_posterior": "bayes",
+    "save": "tree",
+    "to_pymc": "model",
+}
+_MODULES = ("datasets", "errors")
+
+__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"bayesgmm.{name}")
+    if name in _WHERE:
+        value = getattr(import_module(f"bayesgmm.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'bayesgmm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,159 +1,114 @@
-"""The posterior: a specification as a plain PyMC model, and its draws by NUTS.
-
-Free variables: ``weight`` (Dirichlet), ``covariance`` (the family's prior, sampled in the family's
-own unconstrained coordinates, `FamilyChart`) and ``mean``; observed: ``x``, one density per row.
-"""
+"""The posterior by NUTS: compiled once, started around EM's optimum, aligned to its labels, judged."""
 
 from __future__ import annotations
 
+import ctypes
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
+import arviz_stats
 import numpy as np
-import pymc as pm
-import pytensor.tensor as pt
-from pymc.logprob.transforms import Transform
-from pytensor.link.numba.dispatch import numba_funcify
-from pytensor.link.numba.dispatch.basic import generate_fallback_impl
+import nutpie
+import pytensor
+import xarray as xr
 
-from bayesgmm.covariance import Covariance
+from bayesgmm import kernel_ops, tree
+from bayesgmm.checks import Verdict, warn
 from bayesgmm.data import Data, read
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
-from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Array
-from bayesgmm.op import Chart, ConjugateTerms, MixtureRows
-from bayesgmm.predictive import draw_covariance
-from bayesgmm.prior import (
-    ConjugatePrior,
-    PseudoData,
-    Separation,
-    measure_exponent,
-    pseudo_data,
-    separation,
-    separation_log_density,
+from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
+from bayesgmm.errors import (
+    ArgumentError,
+    BayesgmmWarning,
+    FitWarning,
+    NumericalError,
+    PosteriorWarning,
 )
+from bayesgmm.labels import align, apply
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.model import build, refuse_unsupported, resolve
+from bayesgmm.moments import Array, Parameters
+from bayesgmm.prior import ConjugatePrior
+from bayesgmm.progress import is_wanted
+from bayesgmm.resolved import log_density
+from bayesgmm.verdict import label_free, posterior_verdict
+
+_OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
+_MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
+_MAX_DEPTH = 10
 
 
-class FamilyChart(Transform):  # type: ignore[misc]
-    r"""The ten families with diagonal or Cholesky coordinates, as an unconstrained vector.
-
-    .. math:: \Sigma_k = U M_k \mathrm{diag}(s_k) M_k^\top U
-
-    with M unit lower triangular, U a fixed diagonal of the data's size, and :math:`\log s` and the
-    free elements of M linear in the vector: volume is the mean of :math:`\log s_k`, shape the rest
-    and M, each once or once per component.  No Jacobian is left but a linear one.
-
-    Parameters
-    ----------
-    family : Covariance
-    unit : (d,) array
-        U.
-    k : int
-    """
-
-    name = "chart"
-
-    def __init__(self, family: Covariance, k: int, unit: Array) -> None:
-        d = len(unit)
-        self.family, self.k, self.d = family, k, d
-        self.unit = unit
-        volumes = np.eye(k) if family.volume == "V" else np.ones((k, 1))
-        contrast = np.eye(d)[:, 1:] - 1.0 / d
-        copies = {"I": np.zeros((k, 0)), "E": np.ones((k, 1)), "V": np.eye(k)}
-        shapes = copies[family.shape]
-        self.spectrum = np.hstack(
-            [np.kron(volumes, np.ones((d, 1))), np.kron(shapes, contrast)]
-        )  # (k d, p): log s
-        below = 0 if family.is_diagonal else d * (d - 1) // 2
-        self.below = np.kron(copies[family.orientation], np.eye(below))  # (k below, q)
-        self.rows, self.columns = np.tril_indices(d, -1)
-        self.size = self.spectrum.shape[1] + self.below.shape[1]
-        self.log_jacobian = self.spectrum.T @ self._log_measure().ravel()
-
-    def _log_measure(self) -> Array:
-        """Coefficients of log s in the log-density of the prior's mode coordinates.
-
-        The factor prod |S|^(e/2) of `bayesgmm.prior`, and for whole matrices the invariant measure
-        in (log s, M): prod s_i^((d+1)/2 - i).
-        """
-        family, k, d = self.family, self.k, self.d
-        coefficient = np.zeros((k, d))
-        coefficient[: 1 if family.is_common else k] += 0.5 * measure_exponent(family, d)
-        if not family.is_diagonal:
-            shapes = slice(0, 1) if family.shape == "E" else slice(0, k)
-            coefficient[shapes] += 0.5 * (d + 1) - np.arange(1, d + 1)
-        return coefficient
-
-    def backward(self, value: Any, *inputs: Any) -> Any:
-        """Return covariances (k, d, d) from the unconstrained vector."""
-        return Chart()(value, self.spectrum, self.below, self.unit)
-
-    def forward(self, value: Any, *inputs: Any) -> Any:
-        """Return the unconstrained vector of covariances of the family."""
-        index = np.arange(self.d)
-        if self.family.is_diagonal:
-            s = value[:, index, index] / self.unit**2
-            return pt.dot(np.linalg.pinv(self.spectrum), pt.log(s).ravel())
-        factor = pt.linalg.cholesky(value) / self.unit[:, None]
-        root = factor[:, index, index]
-        below = (factor / root[:, None, :])[:, self.rows, self.columns]
-        log_s = pt.dot(np.linalg.pinv(self.spectrum), 2.0 * pt.log(root).ravel())
-        return pt.concatenate([log_s, pt.dot(np.linalg.pinv(self.below), below.ravel())])
-
-    def log_jac_det(self, value: Any, *inputs: Any) -> Any:
-        """Return the log-density of the mode coordinates with respect to the vector."""
-        return pt.dot(self.log_jacobian, value[: self.spectrum.shape[1]])
-
-
-def resolve(spec: GaussianMixture, data: Data) -> PseudoData | Separation:
-    """Return the specification's prior as numbers in the data's units."""
-    mean = data.center + data.scale * data.mean
-    covariance = data.covariance * np.outer(data.scale, data.scale)
-    if spec.prior is None:
-        raise ArgumentError(
-            "prior",
-            "the specification has prior=None, which is maximum likelihood only: without a prior "
-            "the posterior of a mixture is improper (an empty component's parameters are free); "
-            "use prior='conjugate' or 'separation'",
-        )
-    if isinstance(spec.prior, ConjugatePrior):
-        if spec.prior.shrinkage == 0:
-            raise ArgumentError(
-                "prior.shrinkage", "0 is a flat prior on the means, whose posterior is improper"
-            )
-        return pseudo_data(
-            spec.prior, spec.covariance, spec.n_components, mean=mean, covariance=covariance
-        )
-    return separation(spec.prior, spec.covariance, mean=mean, sd=np.sqrt(np.diagonal(covariance)))
-
-
-def to_pymc(
-    spec: GaussianMixture, X: Any, *, sample_weight: Any = None, columns: Any = None
-) -> pm.Model:
-    r"""Return the specification as a plain PyMC model of the data, to edit and to sample.
+def sample_posterior(
+    spec: GaussianMixture,
+    X: Any,
+    *,
+    sample_weight: Any = None,
+    columns: Any = None,
+    mle: xr.DataTree | None = None,
+    draws: int = 1000,
+    tune: int = 1000,
+    chains: int = 4,
+    cores: int | None = None,
+    target_accept: float = 0.9,
+    log_likelihood: bool | None = None,
+    random_seed: int | None = None,
+    progressbar: bool | None = None,
+) -> xr.DataTree:
+    r"""Draw from the posterior of a mixture by NUTS on the marginalised likelihood.
 
     Parameters
     ----------
     spec : GaussianMixture
+        With a prior.
     X : table (n, d)
     sample_weight : (n,) array, optional
-        Frequencies.
+        Frequencies, as in `fit_em`.
     columns : sequence of str, optional
+    mle : DataTree, optional
+        A fit by `fit_em` of the same specification and data, around which the chains start and
+        whose labels the draws get. Default: it is made here.
+    draws, tune, chains, cores, target_accept
+        As in `pymc.sample`. The draws do not depend on ``cores``.
+    log_likelihood : bool, optional
+        Keep the pointwise log-likelihood, n numbers per draw, and compute PSIS-LOO from it.
+        Default: unless it is larger than a gigabyte.
+    random_seed : int, optional
+        Same seed, same draws.
+    progressbar : bool, optional
+        Default: in a terminal.
 
     Returns
     -------
-    pymc.Model
-        With dims obs, cluster, feature, feature_bis; free variables ``weight``, ``covariance``,
-        ``mean``; observed ``x``; data ``x_data`` (and ``sample_weight``). Prior and posterior
-        predictive sampling, `pymc.compute_log_likelihood` and any sampler work on it.
+    xarray.DataTree
+        ``posterior`` with labels aligned to EM's, ``posterior_raw`` as sampled, ``labels``,
+        ``sample_stats``, ``log_likelihood``, ``criteria``, ... (``docs/design.md``); the verdict is
+        in ``attrs``. After Ctrl-C, the draws that all chains had finished.
 
     Raises
     ------
-    NotYetSupportedError
-        For EVE, VVE, EEV and VEV.
-    ArgumentError, DataError
-        For a specification without a prior, and for bad data.
+    ArgumentError, NotYetSupportedError, DataError
+        For bad input, naming it; for a specification with ``prior=None``.
+    NumericalError
+        If the sampler cannot start.
+
+    Warns
+    -----
+    PosteriorWarning
+        If the draws should not be relied on: which checks failed, and what to do.
     """
     refuse_unsupported(spec)
+    for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ArgumentError(name, f"must be an integer of at least 1, not {value!r}")
+    if not 0 < target_accept < 1:
+        raise ArgumentError("target_accept", f"must be between 0 and 1, not {target_accept!r}")
+    seed = seed_of(random_seed)
+    clock = _Clock()
     data = read(
         X,
         sample_weight=sample_weight,
@@ -161,146 +116,312 @@ def to_pymc(
         n_components=spec.n_components,
         columns=columns,
     )
-    return build(spec, data)
-
-
-def refuse_unsupported(spec: GaussianMixture) -> None:
-    """Refuse what cannot be sampled yet, before any work is done."""
-    if not isinstance(spec, GaussianMixture):
-        raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
-    if spec.covariance.is_polar:
-        raise NotYetSupportedError(
-            "covariance",
-            f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
-            "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
-        )
-
-
-def build(spec: GaussianMixture, data: Data) -> pm.Model:
-    """Return the PyMC model of data that have been read."""
-    family, k = spec.covariance, spec.n_components
     prior = resolve(spec, data)
-    chart = FamilyChart(family, k, _unit(data))
-    diagonal = family.is_diagonal
-    coords = {
-        "obs": np.arange(data.n),
-        "cluster": np.arange(k),
-        "feature": list(data.names),
-        "feature_bis": list(data.names),
+    pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
+    clock.lap("em")
+    compiled = _compile(spec, data, pivot)
+    clock.lap("compile")
+    sampled = _sample(
+        compiled,
+        draws=draws,
+        tune=tune,
+        chains=chains,
+        cores=cores or min(chains, os.cpu_count() or 1),
+        seed=seed,
+        target_accept=target_accept,
+        progress_bar=is_wanted(progressbar),
+    )
+    clock.lap("sampling")
+    fit, verdict = _collect(spec, data, prior, pivot, sampled, draws, log_likelihood)
+    clock.lap("summary")
+    fit.attrs |= {"random_seed": seed, "timings": json.dumps(clock.laps)}
+    warn(verdict, PosteriorWarning)
+    return fit
+
+
+class _Clock:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self.last
+        self.last = now
+
+
+def _pivot(
+    spec: GaussianMixture,
+    X: Any,
+    data: Data,
+    mle: xr.DataTree | None,
+    sample_weight: Any,
+    columns: Any,
+    seed: int,
+) -> Parameters:
+    """EM's optimum in data units: where chains start, and whose labels the draws get."""
+    if mle is not None:
+        if mle.attrs.get("fingerprint") != data.fingerprint:
+            raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
+        other = tree.spec_of(mle)
+        if (other.n_components, other.covariance) != (spec.n_components, spec.covariance):
+            raise ArgumentError("mle", f"is of another specification: {other!r}")
+        return tree.point(mle)
+    arguments: dict[str, Any] = {
+        "sample_weight": sample_weight,
+        "columns": columns,
+        "random_seed": seed,
+        "standard_errors": False,
     }
-    with pm.Model(coords=coords) as model:
-        x = pm.Data("x_data", data.values, dims=("obs", "feature"))
-        sample_weight = (
-            pm.Data("sample_weight", data.weight, dims="obs")
-            if len(data.weight)
-            else pt.as_tensor(np.empty(0))
-        )
-        weight = (
-            pm.Dirichlet("weight", np.full(k, prior.concentration), dims="cluster")
-            if k > 1
-            else pm.Deterministic("weight", pt.ones(1), dims="cluster")
-        )
-        covariance = _covariance(prior, family, k, chart)
-        mean = _mean(prior, covariance, diagonal)
-        pm.CustomDist(
-            "x",
-            weight,
-            mean,
-            covariance,
-            dist=_draw_rows,
-            logp=lambda value, *theta: MixtureRows(diagonal)(
-                value, sample_weight, pt.log(theta[0]), *theta[1:]
-            ),
-            signature="(k),(k,d),(k,d,d)->(d)",
-            observed=x,
-            dims=("obs", "feature"),
-        )
-    return model
+    with warnings.catch_warnings():
+        # What is wrong with the start is told by the draws' own verdict.
+        warnings.simplefilter("ignore", FitWarning)
+        warnings.simplefilter("ignore", BayesgmmWarning)
+        try:
+            return tree.point(fit_em(spec, X, **arguments))
+        except NumericalError:
+            # The likelihood has no usable maximum; the posterior, which is proper, has one.
+            if not isinstance(spec.prior, ConjugatePrior):
+                raise
+            return tree.point(fit_em(spec, X, estimate="map", **arguments))
 
 
-def _unit(data: Data) -> Array:
-    """Standard deviations, or one for all where the family knows only one."""
+def _compile(spec: GaussianMixture, data: Data, pivot: Parameters) -> Any:
+    """Return nutpie's compiled model, whose chains start over-dispersed around the pivot."""
+    model = build(spec, data)
+    values = {name: getattr(pivot, name) for name in tree.DIMS}
+    free = {variable.name for variable in model.free_RVs}
+    # Without fast-math the same seed gives the same bits with a cold and with a warm cache.
+    with pytensor.config.change_flags(numba__fastmath=False):
+        compiled = nutpie.compile_pymc_model(
+            model,
+            initial_points={name: v for name, v in values.items() if name in free},
+            jitter_rvs=set(),
+        )
+    centre = np.asarray(compiled.initial_point_func(0), dtype=np.float64)
+    unit = np.ones(compiled.n_dim)
     sd = data.scale * np.sqrt(np.diagonal(data.covariance))
-    return np.asarray(sd)
+    unit[-spec.n_components * data.d :] = np.tile(sd, spec.n_components)
+    density = _density(compiled)
+    root = _posterior_root(density, centre, unit)
+
+    def initial_point(chain_seed: Any) -> Array:
+        rng = np.random.default_rng(chain_seed)
+        step = _OVERDISPERSION * (root @ rng.normal(size=len(centre)))
+        for _ in range(20):
+            value, slope = density(centre + step)
+            if np.isfinite(value) and np.isfinite(slope).all():
+                return centre + step
+            step *= 0.5
+        return centre
+
+    return replace(compiled, initial_point_func=initial_point)
 
 
-def _covariance(
-    prior: PseudoData | Separation, family: Covariance, k: int, chart: FamilyChart
-) -> Any:
-    """The covariances' random variable: logp in the prior's mode coordinates, NumPy draws."""
-    d = chart.d
-    scale = prior.scatter if isinstance(prior, PseudoData) else np.diag(prior.mean_sd**2)
-    terms = ConjugateTerms(family.is_diagonal)
-    zeros = np.zeros((k, d)), np.zeros(d)
+Density = Callable[[Array], tuple[float, Array]]
 
-    def logp(value: Any, scale: Any) -> Any:
-        if isinstance(prior, PseudoData):
-            return terms(zeros[0], value, zeros[1], prior.scatter, prior.count, 0.0)[0].sum()
-        logdet = -2.0 * terms(zeros[0], value, zeros[1], np.zeros((d, d)), 1.0, 0.0)[0]
-        index = np.arange(d)
-        log_sd = 0.5 * pt.log(value[:, index, index])
-        density = separation_log_density(prior, family, k, logdet, log_sd, pt)
-        distinct = slice(0, 1) if family.is_common else slice(0, k)
-        return density - 0.5 * measure_exponent(family, d) * logdet[distinct].sum()
 
-    def random(scale: Any, rng: Any = None, size: Any = None) -> Array:
-        draws = [
-            draw_covariance(prior, family, k, rng)
-            for _ in range(int(np.prod(size or (), dtype=int)))
-        ]
-        return np.array(draws).reshape(*(size or ()), k, d, d)
+def _density(compiled: Any) -> Density:
+    """Return the compiled log-density with its gradient as a Python function."""
+    function = compiled.compiled_logp_func.ctypes
+    pointer = ctypes.POINTER(ctypes.c_double)
 
-    variable = pm.CustomDist(
-        "covariance",
-        np.broadcast_to(scale, (k, d, d)),
-        logp=logp,
-        random=random,
-        signature="(k,d,e)->(k,d,e)",
-        transform=chart,
-        dims=("cluster", "feature", "feature_bis"),
+    def density(point: Array) -> tuple[float, Array]:
+        point = np.ascontiguousarray(point)
+        slope, value = np.zeros(len(point)), np.full(1, np.nan)
+        status = function(
+            len(point),
+            point.ctypes.data_as(pointer),
+            slope.ctypes.data_as(pointer),
+            value.ctypes.data_as(pointer),
+            compiled.user_data.ctypes.data,
+        )
+        return (float(value[0]) if status == 0 else float("nan")), slope
+
+    return density
+
+
+def _posterior_root(density: Density, centre: Array, unit: Array) -> Array:
+    """Return a root of the inverse negative Hessian at the centre: the posterior's size there."""
+    p = len(centre)
+    hessian = np.empty((p, p))
+    for j in range(p):
+        step = np.zeros(p)
+        step[j] = 1e-4 * unit[j]
+        hessian[j] = (density(centre + step)[1] - density(centre - step)[1]) / (2e-4 * unit[j])
+    scaled = -0.5 * (hessian + hessian.T) * np.outer(unit, unit)
+    if not np.isfinite(scaled).all():
+        return 0.1 * np.diag(unit)
+    value, vector = np.linalg.eigh(scaled)
+    # A flat or rising direction (EM's optimum is not the posterior's) gets a moderate size.
+    value = np.maximum(value, 1.0)
+    return unit[:, None] * vector / np.sqrt(value)
+
+
+def _sample(compiled: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
+    try:
+        return nutpie.sample(
+            compiled, maxdepth=_MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
+        )
+    except RuntimeError as error:
+        import gc
+
+        gc.collect()  # nutpie's sampler must be gone before the process ends
+        raise NumericalError(
+            f"the sampler could not run: {str(error).splitlines()[0]}. Check the prior's numbers "
+            "against the data's scale"
+        ) from None
+
+
+def _collect(
+    spec: GaussianMixture,
+    data: Data,
+    prior: Any,
+    pivot: Parameters,
+    sampled: xr.DataTree,
+    draws: int,
+    log_likelihood: bool | None,
+) -> tuple[xr.DataTree, Verdict]:
+    family, k = spec.covariance, spec.n_components
+    kept = _complete_draws(sampled)
+    raw = {n: sampled["posterior"][n].to_numpy()[:, :kept] for n in tree.DIMS}
+    chains = raw["mean"].shape[0]
+    flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
+    labels = align(flat["weight"], flat["mean"], flat["covariance"], pivot)
+    shape = (chains, kept)
+    aligned = {n: apply(labels.permutation, v).reshape(raw[n].shape) for n, v in flat.items()}
+    pointwise_wanted = log_likelihood
+    if pointwise_wanted is None:
+        pointwise_wanted = chains * kept * data.n <= _MAX_POINTWISE
+    loglik, rows = _log_likelihoods(data, flat, keep=pointwise_wanted)
+    margin = labels.margin.reshape(shape)
+    both = ("chain", "draw")
+    index = {"chain": np.arange(chains), "draw": np.arange(kept)}
+    stats = _sample_stats(sampled, kept).assign(
+        loglik=(both, loglik.reshape(shape)),
+        log_prior=(
+            both,
+            log_density(prior, family, flat["weight"], flat["mean"], flat["covariance"]).reshape(
+                shape
+            ),
+        ),
     )
-    _expect_object_mode(variable)
-    return variable
-
-
-def _expect_object_mode(variable: Any) -> None:
-    """Tell Numba that this variable's draws are NumPy's on purpose: no warning for each use."""
-
-    def in_python(op: Any, node: Any, **kwargs: Any) -> Any:
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Numba will use object mode")
-            return generate_fallback_impl(op, node, **kwargs)
-
-    numba_funcify.register(type(variable.owner.op))(in_python)
-
-
-def _mean(prior: PseudoData | Separation, covariance: Any, diagonal: bool) -> Any:
-    dims = ("cluster", "feature")
-    if isinstance(prior, Separation):
-        return pm.Normal("mean", prior.mean, prior.mean_sd, dims=dims)
-    d = len(prior.mean)
-    location, shrinkage = prior.mean, prior.shrinkage
-    terms = ConjugateTerms(diagonal)
-
-    def draw(covariance: Any, size: Any) -> Any:
-        noise = pm.Normal.dist(0.0, 1.0, size=covariance.shape[:-1])
-        factor = pt.linalg.cholesky(covariance) / np.sqrt(shrinkage)
-        return location + (factor @ noise[..., None])[..., 0]
-
-    def logp(value: Any, covariance: Any) -> Any:
-        return terms(value, covariance, location, np.zeros((d, d)), 1.0, shrinkage)[0].sum()
-
-    return pm.CustomDist(
-        "mean", covariance, dist=draw, logp=logp, signature="(k,d,d)->(k,d)", dims=dims
+    posterior = tree.dataset(aligned, data.names, both)
+    free = xr.Dataset(
+        {
+            name: ((*both, *(f"{name}_dim{i}" for i in range(value.ndim - 2))), value)
+            for name, value in label_free(**raw).items()
+        }
+        | {"loglik": (both, loglik.reshape(shape))},
+        coords=index,
     )
+    verdict = posterior_verdict(
+        posterior,
+        free,
+        stats,
+        margin=margin if k > 1 else None,
+        family=family,
+        max_treedepth=_MAX_DEPTH,
+    )
+    obs = plain_index(data.index)
+    groups = {
+        "posterior": posterior,
+        "posterior_raw": tree.dataset(raw, data.names, both),
+        "labels": xr.Dataset(
+            {
+                "permutation": ((*both, "cluster"), labels.permutation.reshape(*shape, k)),
+                "margin": (both, margin),
+            },
+            coords=index | {"cluster": np.arange(k)},
+        ),
+        "label_free": free,
+        "sample_stats": stats,
+        "observed_data": xr.Dataset(
+            {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
+        ),
+        "constant_data": xr.Dataset(
+            {"sample_weight": ("obs", data.weight if len(data.weight) else np.ones(data.n))},
+            {"obs": obs},
+        ),
+    }
+    if rows is not None:
+        groups["log_likelihood"] = xr.Dataset(
+            {"x": ((*both, "obs"), rows.reshape(*shape, data.n))}, index | {"obs": obs}
+        )
+    fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
+    if rows is not None:
+        fit["criteria"] = xr.DataTree(_loo(fit))
+    fit.attrs |= {
+        "engine": "nuts",
+        "estimate": "posterior",
+        "spec": spec.to_json(),
+        "stop_reason": "completed" if kept == draws else "interrupted",
+        "fingerprint": data.fingerprint,
+        "bayesgmm_version": package_version(),
+        "versions": json.dumps(
+            json.loads(versions())
+            | {name: version(name) for name in ("pymc", "pytensor", "nutpie", "arviz-stats")}
+        ),
+        "verdict": verdict.to_json(),
+        "warnings": "[]",
+    }
+    return fit, verdict
 
 
-def _draw_rows(weight: Any, mean: Any, covariance: Any, size: Any) -> Any:
-    """Rows of a mixture: a component by weight, then a normal around its mean."""
-    component = pm.Categorical.dist(weight, size=size)
-    shape = pt.concatenate([component.shape, mean.shape[-1:]])
-    noise = pm.Normal.dist(0.0, 1.0, size=shape)
-    factor = pt.linalg.cholesky(covariance)
-    return mean[component] + (factor[component] @ noise[..., None])[..., 0]
+def _complete_draws(sampled: xr.DataTree) -> int:
+    """Return how many draws every chain has; nutpie pads an interrupted run with NaN."""
+    if "posterior" not in sampled.children:
+        raise KeyboardInterrupt
+    done = np.isfinite(sampled["sample_stats"]["logp"].to_numpy()).all(axis=0)
+    kept = int(done.size if done.all() else np.argmin(done))
+    if kept == 0:
+        raise KeyboardInterrupt
+    return kept
+
+
+def _sample_stats(sampled: xr.DataTree, kept: int) -> xr.Dataset:
+    """The sampler's statistics under ArviZ's names."""
+    stats = sampled["sample_stats"].to_dataset().isel(draw=slice(0, kept))
+    names = {"logp": "lp", "energy": "energy", "diverging": "diverging", "depth": "depth"}
+    names |= {"n_steps": "n_steps", "step_size": "step_size"}
+    names |= {"maxdepth_reached": "maxdepth_reached", "mean_tree_accept": "acceptance_rate"}
+    found = {new: stats[old] for old, new in names.items() if old in stats}
+    return xr.Dataset(found).reset_coords(drop=True)
+
+
+def _log_likelihoods(
+    data: Data, flat: dict[str, Array], *, keep: bool
+) -> tuple[Array, Array | None]:
+    """Log-likelihood of every draw, and of every row in it if they are to be kept."""
+    s = len(flat["weight"])
+    total = np.empty(s)
+    rows = np.empty((s, data.n)) if keep else None
+    diagonal = False
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(flat["weight"])
+    for i in range(s):
+        row = kernel_ops.pointwise(
+            data.values,
+            data.weight,
+            log_weight[i],
+            flat["mean"][i],
+            flat["covariance"][i],
+            diagonal,
+        )
+        total[i] = row.sum()
+        if rows is not None:
+            rows[i] = row
+    return total, rows
+
+
+def _loo(fit: xr.DataTree) -> xr.Dataset:
+    """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
+        loo = arviz_stats.loo(fit, var_name="x", pointwise=True)
+    k = loo.pareto_k.to_numpy()
+    values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
+    values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}
+    return xr.Dataset({name: ((), value) for name, value in values.items()})

@@ -210,8 +210,8 @@ def _compare(
 
     post = sample_posterior(spec, frame, random_seed=seed, mle=mle, **sampling)
     save(post, out / "posterior.nc")
-    from bayesgmm import compare as comparing
-    from bayesgmm.report import report
+    from bayesgmm import comparison as comparing
+    from bayesgmm.page import report
 
     comparison = comparing.compare(mle, post)
     _write_csv(comparing.to_frame(comparison), out / "comparison.csv", excel_safe)
@@ -285,7 +285,7 @@ def _not_a_formula(cell: str) -> str:
 def _estimates(mle: xr.DataTree) -> str:
     """Return the estimates, criteria and verdict of a fit as lines of text."""
     from bayesgmm.checks import Verdict
-    from bayesgmm.summary import summary
+    from bayesgmm.rows import summary
 
     table = summary(mle)
     cells = [["parameter", *map(str, table.columns)]]

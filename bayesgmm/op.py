@@ -20,7 +20,7 @@ from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_defa
 from pytensor.tensor.math import Sum
 from pytensor.tensor.rewriting.basic import register_canonicalize
 
-from bayesgmm import kernel
+from bayesgmm import kernel, kernel_ops
 
 
 def _doubles(values: tuple[Any, ...], ndims: tuple[int, ...], name: str) -> list[Any]:
@@ -51,7 +51,7 @@ class MixtureLogp(Op):  # type: ignore[misc]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
         x, *rest = inputs
-        results = kernel.loglik_and_gradient(np.ascontiguousarray(x), *rest, self.diagonal)
+        results = kernel_ops.loglik_and_gradient(np.ascontiguousarray(x), *rest, self.diagonal)
         for storage, value in zip(outputs, results, strict=True):
             storage[0] = np.asarray(value)
 
@@ -68,7 +68,7 @@ def _numba_mixture_logp(op: Any, node: Any, **kwargs: Any) -> Any:
 
     @numba_njit(error_model="numpy", fastmath=False)
     def mixture_logp(x, weight, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
-        value, by_log_weight, by_mean, by_covariance = kernel.loglik_and_gradient(
+        value, by_log_weight, by_mean, by_covariance = kernel_ops.loglik_and_gradient(
             x, weight, log_weight, mean, covariance, diagonal
         )
         return np.asarray(value), by_log_weight, by_mean, by_covariance
@@ -93,7 +93,7 @@ class MixtureRows(Op):  # type: ignore[misc]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
         x, *rest = inputs
-        outputs[0][0] = kernel.pointwise(np.ascontiguousarray(x), *rest, self.diagonal)
+        outputs[0][0] = kernel_ops.pointwise(np.ascontiguousarray(x), *rest, self.diagonal)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         # sum_n g_n log p(x_n) is a log-likelihood with weights g.
@@ -114,7 +114,7 @@ def _numba_mixture_rows(op: Any, node: Any, **kwargs: Any) -> Any:
 
     @numba_njit(error_model="numpy", fastmath=False)
     def mixture_rows(x, weight, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
-        return kernel.pointwise(x, weight, log_weight, mean, covariance, diagonal)
+        return kernel_ops.pointwise(x, weight, log_weight, mean, covariance, diagonal)
 
     return mixture_rows, kernel.VERSION
 
@@ -151,7 +151,7 @@ class ConjugateTerms(Op):  # type: ignore[misc]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
         *arrays, count, shrinkage = inputs
-        results = kernel.pseudo_loglik_and_gradient(
+        results = kernel_ops.pseudo_loglik_and_gradient(
             *map(np.ascontiguousarray, arrays), float(count), float(shrinkage), self.diagonal
         )
         for storage, value in zip(outputs, results, strict=True):
@@ -171,7 +171,7 @@ def _numba_conjugate_terms(op: Any, node: Any, **kwargs: Any) -> Any:
 
     @numba_njit(error_model="numpy", fastmath=False)
     def conjugate_terms(mean, covariance, location, scatter, count, shrinkage):  # type: ignore[no-untyped-def]
-        return kernel.pseudo_loglik_and_gradient(
+        return kernel_ops.pseudo_loglik_and_gradient(
             mean, covariance, location, scatter, count.item(), shrinkage.item(), diagonal
         )
 
@@ -196,7 +196,7 @@ class Chart(Op):  # type: ignore[misc]
         return [tuple(pt.as_tensor(s) for s in node.outputs[0].type.shape)]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        outputs[0][0] = kernel.chart(*map(np.ascontiguousarray, inputs))[0]
+        outputs[0][0] = kernel_ops.chart(*map(np.ascontiguousarray, inputs))[0]
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         fixed = [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
@@ -207,7 +207,7 @@ class Chart(Op):  # type: ignore[misc]
 def _numba_chart(op: Any, node: Any, **kwargs: Any) -> Any:
     @numba_njit(error_model="numpy", fastmath=False)
     def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
-        return kernel.chart(vector, spectrum, below, unit)[0]
+        return kernel_ops.chart(vector, spectrum, below, unit)[0]
 
     return chart, kernel.VERSION
 
@@ -225,13 +225,13 @@ class ChartPullback(Op):  # type: ignore[misc]
         return [shapes[0]]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        outputs[0][0] = kernel.chart_pullback(*map(np.ascontiguousarray, inputs))
+        outputs[0][0] = kernel_ops.chart_pullback(*map(np.ascontiguousarray, inputs))
 
 
 @register_funcify_default_op_cache_key(ChartPullback)
 def _numba_chart_pullback(op: Any, node: Any, **kwargs: Any) -> Any:
     @numba_njit(error_model="numpy", fastmath=False)
     def chart_pullback(vector, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
-        return kernel.chart_pullback(vector, spectrum, below, unit, slope)
+        return kernel_ops.chart_pullback(vector, spectrum, below, unit, slope)
 
     return chart_pullback, kernel.VERSION

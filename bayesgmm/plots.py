@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from bayesgmm.compare import format_number, headline, reasons_of
+from bayesgmm.comparison import format_number, headline, reasons_of
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
 from bayesgmm.reasons import Z_LIMIT
-from bayesgmm.summary import check_prob, draws_of, has_draws, printable
+from bayesgmm.rows import check_prob, draws_of, has_draws, printable
 from bayesgmm.tree import names_of
 
 POSTERIOR, ESTIMATE, DATA = "#0072B2", "#D55E00", "0.6"

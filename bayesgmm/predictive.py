@@ -18,15 +18,8 @@ from scipy.special import gammaln
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.moments import Array
-from bayesgmm.prior import (
-    HalfNormal,
-    InverseGamma,
-    LogNormal,
-    PseudoData,
-    Scale,
-    Separation,
-    measure_exponent,
-)
+from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal, Scale
+from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 _GRID = 1 << 13  # points of the tabulated densities; their spacing is about 0.01 in a logarithm
 

@@ -12,7 +12,8 @@ from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
-from bayesgmm.prior import ConjugatePrior, pseudo_data, pseudo_moments
+from bayesgmm.prior import ConjugatePrior
+from bayesgmm.resolved import pseudo_data, pseudo_moments
 
 METHODS = ("kmeans", "random")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array
@@ -45,8 +45,6 @@ class Table:
     names : tuple of str
     index : pandas.Index
         The n row labels.
-    is_labelled : bool
-        Whether the rows came with labels of their own.
     epsilon : (d,) array
         Relative spacing of the number type that each column came in: coarser for float32, 0 for
         integers, which are exact.
@@ -58,7 +56,6 @@ class Table:
     values: Array
     names: tuple[str, ...]
     index: pd.Index[Any]
-    is_labelled: bool
     epsilon: Array
     integers: dict[int, tuple[int, Array]]
 
@@ -100,8 +97,8 @@ def tabulate(X: Any, columns: Sequence[str] | None = None) -> Table:
                 f"columns: X has no {_listed(absent)}{_did_you_mean(absent[0], names)}; "
                 f"it has {_listed(names, 30)}"
             )
-        frame = frame.iloc[:, [j for name in wanted for j in range(len(names)) if names[j] == name]]
-        names = _names(frame.columns) if frame.shape[1] > len(wanted) else tuple(wanted)
+        chosen = [j for name in wanted for j, found in enumerate(names) if found == name]
+        frame, names = frame.iloc[:, chosen], tuple(names[j] for j in chosen)
     _refuse_duplicates(names)
     return _numbers(frame, names)
 
@@ -133,8 +130,8 @@ def align(X: Any, names: Sequence[str]) -> Table:
         missing = [name for name in wanted if name not in found]
         extra = [name for name in found if name not in wanted]
         if missing or extra:
-            parts = [f"{_listed(missing)} missing"] if missing else []
-            parts += [f"{_listed(extra)} unexpected"] if extra else []
+            parts = [f"{_listed(missing)} missing"] * bool(missing)
+            parts += [f"{_listed(extra)} unexpected"] * bool(extra)
             raise ColumnNameError(
                 f"X: {'; '.join(parts)}. The mixture was fitted to {_listed(wanted, 30)}: pass "
                 "these columns, in any order, or a plain array in this order"
@@ -167,9 +164,9 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
     elif isinstance(X, pd.Series):
         frame, is_named = X.to_frame(), X.name is not None
         frame.columns = pd.Index([X.name if is_named else "x0"], dtype=object)
-    elif _is_xarray(X, "DataArray"):
+    elif isinstance(X, xr.DataArray):
         frame, is_named = _frame_of_data_array(X)
-    elif _is_xarray(X, "Dataset", "DataTree"):
+    elif isinstance(X, xr.Dataset | xr.DataTree):
         raise ShapeError(
             f"X is an xarray {type(X).__name__}, which holds several arrays; pass one of them, "
             "X['name'], or X.to_dataframe()"
@@ -183,14 +180,11 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
     elif hasattr(X, "columns") and hasattr(X, "__getitem__"):  # polars, dask
         frame, is_named = _frame_of_columns(list(X.columns), X), True
     else:
-        array = _array(X)
-        if array.dtype.names:
-            frame, is_named = pd.DataFrame(array), True
-        else:
-            frame, is_named = _frame_of_array(array), False
-            name = getattr(X, "name", None)  # a polars Series
-            if array.ndim == 1 and isinstance(name, str) and name:
-                frame.columns, is_named = pd.Index([name]), True
+        array, name = _array(X), getattr(X, "name", None)
+        is_named = array.dtype.names is not None
+        frame = pd.DataFrame(array) if is_named else _frame_of_array(array)
+        if array.ndim == 1 and isinstance(name, str) and name:  # a polars Series
+            frame.columns, is_named = pd.Index([name]), True
     if frame.shape[1] == 0:
         raise EmptyDataError(f"X has {_count(len(frame), 'row')} but no columns; pass at least one")
     if len(frame) == 0:
@@ -198,23 +192,14 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
     return frame, is_named
 
 
-def _is_xarray(X: Any, *kinds: str) -> bool:
-    module = sys.modules.get("xarray")  # never imported for this: no xarray, no such object
-    return module is not None and isinstance(X, tuple(getattr(module, kind) for kind in kinds))
-
-
-def _frame_of_data_array(X: Any) -> tuple[pd.DataFrame, bool]:
+def _frame_of_data_array(X: xr.DataArray) -> tuple[pd.DataFrame, bool]:
     frame = _frame_of_array(X.to_numpy(), f", dimensions {X.dims}")
-    index = X.indexes.get(X.dims[0])
-    if index is not None:
-        frame.index = index
+    labels = [X.indexes.get(dim) for dim in X.dims]
     if X.ndim == 1:
-        labels = None if X.name is None else pd.Index([X.name], dtype=object)
-    else:
-        labels = X.indexes.get(X.dims[1])
-    if labels is not None:
-        frame.columns = labels
-    return frame, labels is not None
+        labels.append(None if X.name is None else pd.Index([X.name], dtype=object))
+    frame = frame.set_axis(frame.index if labels[0] is None else labels[0], axis=0)
+    frame = frame.set_axis(frame.columns if labels[1] is None else labels[1], axis=1)
+    return frame, labels[1] is not None
 
 
 def _frame_of_columns(names: list[Any], columns: Any) -> pd.DataFrame:
@@ -272,12 +257,10 @@ def _array(X: Any) -> NDArray[Any]:
 
 
 def _why_no_table(X: Any, reason: str) -> str:
-    lengths = [len(row) if hasattr(row, "__len__") else None for row in X]
-    for i, length in enumerate(lengths):
-        if length != lengths[0]:
-            entries = "is a single number" if length is None else f"has length {length}"
-            first = "is a single number" if lengths[0] is None else f"has length {lengths[0]}"
-            return f"X is ragged: row {i} {entries}, row 0 {first}"
+    rows = [f"has length {len(r)}" if hasattr(r, "__len__") else "is a single number" for r in X]
+    for i, row in enumerate(rows):
+        if row != rows[0]:
+            return f"X is ragged: row {i} {row}, row 0 {rows[0]}"
     return f"X is not a table of observations by features: {reason}"
 
 
@@ -345,8 +328,7 @@ def _numbers(frame: pd.DataFrame, names: tuple[str, ...]) -> Table:
     if offenders:
         raise NonNumericError(_why_not_numeric(frame, names, offenders))
     _refuse_not_finite(values, names, frame.index)
-    is_labelled = not isinstance(frame.index, pd.RangeIndex)
-    return Table(values, names, frame.index, is_labelled, epsilon, integers)
+    return Table(values, names, frame.index, epsilon, integers)
 
 
 def to_numbers(column: pd.Series[Any]) -> NDArray[Any] | str:

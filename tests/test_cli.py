@@ -92,9 +92,9 @@ def engines(monkeypatch):
         "bayesgmm.em": ["fit_em"],
         "bayesgmm.bayes": ["sample_posterior"],
         "bayesgmm.tree": ["save"],
-        "bayesgmm.summary": ["summary"],
-        "bayesgmm.compare": ["compare", "to_frame", "format_table"],
-        "bayesgmm.report": ["report"],
+        "bayesgmm.rows": ["summary"],
+        "bayesgmm.comparison": ["compare", "to_frame", "format_table"],
+        "bayesgmm.page": ["report"],
     }.items():
         fake = types.ModuleType(module)
         for name in names:

@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.stats import norm
 
 from bayesgmm import reasons
-from bayesgmm.compare import (
+from bayesgmm.comparison import (
     compare,
     format_number,
     format_table,
@@ -25,7 +25,7 @@ from bayesgmm.compare import (
 from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.reasons import Evidence, explain
-from bayesgmm.summary import parameter_rows, summary
+from bayesgmm.rows import parameter_rows, summary
 
 WAITING = 2  # position of mean[0, waiting] in the flat golden vector
 LABEL = "mean[0, waiting]"

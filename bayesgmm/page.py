@@ -13,7 +13,7 @@ from typing import Any
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesgmm.compare import (
+from bayesgmm.comparison import (
     SIDES,
     facts,
     failed_checks,
@@ -27,7 +27,7 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.plots import Picture, plot_compare, plot_density
 from bayesgmm.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
-from bayesgmm.summary import printable
+from bayesgmm.rows import printable
 
 TITLE = "Gaussian mixture: point estimate and posterior"
 

@@ -27,7 +27,7 @@ from bayesgmm import labels
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.reasons import Evidence, explain
-from bayesgmm.summary import (
+from bayesgmm.rows import (
     Row,
     check_prob,
     draws_of,
@@ -77,7 +77,7 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
 
     See Also
     --------
-    bayesgmm.summary.parameter_rows : which parameters are rows.
+    bayesgmm.rows.parameter_rows : which parameters are rows.
     """
     check_prob(ci_prob)
     _check_comparable(mle, post)

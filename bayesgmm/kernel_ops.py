@@ -1,0 +1,209 @@
+"""What PyTensor's Ops call, in Numba: log-densities from covariances, with their gradients.
+
+Gradients are by Fisher's identity (`bayesgmm.moments`).  `kernel.VERSION` covers this file too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from bayesgmm.kernel import accumulate_all, rows
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def factorise(covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Whitening of every covariance, and whether all are positive definite."""
+    k, d = covariance.shape[0], covariance.shape[1]
+    whitening = np.zeros((k, d, d))
+    for j in range(k):
+        w = whitening[j]
+        if diagonal:
+            for f in range(d):
+                v = covariance[j, f, f]
+                if not (v > 0.0 and v < np.inf):
+                    return whitening, False
+                w[f, f] = 1.0 / math.sqrt(v)
+            continue
+        factor = np.zeros((d, d))
+        for f in range(d):
+            for g in range(f + 1):
+                t = covariance[j, f, g]
+                for h in range(g):
+                    t -= factor[f, h] * factor[g, h]
+                if f > g:
+                    factor[f, g] = t / factor[g, g]
+                elif t > 0.0 and t < np.inf:
+                    factor[f, f] = math.sqrt(t)
+                else:
+                    return whitening, False
+        for g in range(d):
+            w[g, g] = 1.0 / factor[g, g]
+            for f in range(g + 1, d):
+                t = 0.0
+                for h in range(g, f):
+                    t -= factor[f, h] * w[h, g]
+                w[f, g] = t / factor[f, f]
+    return whitening, True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pull_back(count, first, second, whitening):  # type: ignore[no-untyped-def]
+    """Gradients by means and covariances: W' first and W' (second - count I) W / 2."""
+    k, d = first.shape
+    mean = np.zeros((k, d))
+    covariance = np.zeros((k, d, d))
+    for j in range(k):
+        w = whitening[j]
+        half = np.zeros((d, d))
+        for f in range(d):
+            for g in range(f, d):
+                mean[j, f] += w[g, f] * first[j, g]
+            for g in range(d):
+                for h in range(f, d):
+                    inner = second[j, h, g] - (count[j] if h == g else 0.0)
+                    half[f, g] += w[h, f] * inner
+        for f in range(d):
+            for g in range(d):
+                t = 0.0
+                for h in range(g, d):
+                    t += half[f, h] * w[h, g]
+                covariance[j, f, g] = 0.5 * t
+    return mean, covariance
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Log-likelihood and its gradient by log-weights, means, covariances; NaN where none exists."""
+    k, d = mean.shape
+    whitening, is_definite = factorise(covariance, diagonal)
+    for j in range(k):
+        is_definite = is_definite and log_weight[j] < np.inf
+        for f in range(d):
+            is_definite = is_definite and np.isfinite(mean[j, f])
+    if not is_definite:
+        return np.nan, np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
+    loglik, zeroth, first, second = accumulate_all(x, weight, diagonal, log_weight, mean, whitening)
+    by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
+    return loglik, zeroth, by_mean, by_covariance
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrinkage, diagonal):  # type: ignore[no-untyped-def]
+    """A conjugate prior's terms, one per component, and their gradients by mean and covariance.
+
+    -1/2 [count log|S| + tr((scatter + shrinkage (mean - location)(mean - location)') S^-1)]
+    """
+    k, d = mean.shape
+    value = np.full(k, np.nan)
+    whitening, is_definite = factorise(covariance, diagonal)
+    if not is_definite:
+        return value, np.zeros((k, d)), np.zeros((k, d, d))
+    first = np.zeros((k, d))
+    second = np.zeros((k, d, d))
+    counts = np.full(k, count)
+    for j in range(k):
+        w = whitening[j]
+        value[j] = 0.0
+        half = np.zeros((d, d))
+        for f in range(d):
+            value[j] += count * math.log(w[f, f])
+            for g in range(f + 1):
+                first[j, f] += w[f, g] * (location[g] - mean[j, g])
+                for h in range(d):
+                    half[f, h] += w[f, g] * scatter[g, h]
+        for f in range(d):
+            for g in range(d):
+                t = shrinkage * first[j, f] * first[j, g]
+                for h in range(g + 1):
+                    t += half[f, h] * w[g, h]
+                second[j, f, g] = t
+            value[j] -= 0.5 * second[j, f, f]
+    for j in range(k):
+        for f in range(d):
+            first[j, f] *= shrinkage
+    by_mean, by_covariance = pull_back(counts, first, second, whitening)
+    return value, by_mean, by_covariance
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pointwise(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Weighted log-density of every observation; NaN where a covariance is not one."""
+    whitening, is_definite = factorise(covariance, diagonal)
+    if not is_definite:
+        return np.full(x.shape[0], np.nan)
+    density = rows(x, log_weight, mean, whitening, False)[0]
+    return density * weight if weight.shape[0] > 0 else density
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
+    """Covariances U M diag(s) M' U, log s and M below its diagonal linear in the vector.
+
+    Also returns U M (k, d, d) and s (k, d), which the pullback needs.
+    """
+    d = unit.shape[0]
+    p = spectrum.shape[1]
+    k = spectrum.shape[0] // d
+    s = np.empty((k, d))
+    factor = np.zeros((k, d, d))
+    covariance = np.zeros((k, d, d))
+    for j in range(k):
+        for f in range(d):
+            t = 0.0
+            for i in range(p):
+                t += spectrum[j * d + f, i] * vector[i]
+            s[j, f] = math.exp(t)
+            factor[j, f, f] = unit[f]
+    row = 0
+    if below.shape[0] > 0:
+        for j in range(k):
+            for f in range(1, d):
+                for g in range(f):
+                    t = 0.0
+                    for i in range(below.shape[1]):
+                        t += below[row, i] * vector[p + i]
+                    factor[j, f, g] = unit[f] * t
+                    row += 1
+    for j in range(k):
+        for f in range(d):
+            for g in range(f + 1):
+                t = 0.0
+                for h in range(g + 1):
+                    t += factor[j, f, h] * s[j, h] * factor[j, g, h]
+                covariance[j, f, g] = t
+                covariance[j, g, f] = t
+    return covariance, factor, s
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def chart_pullback(vector, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
+    """Gradient by the vector, from the gradient ``slope`` (k, d, d) by the covariances."""
+    factor, s = chart(vector, spectrum, below, unit)[1:]
+    k, d = s.shape
+    p = spectrum.shape[1]
+    out = np.zeros(vector.shape[0])
+    row = 0
+    for j in range(k):
+        half = np.zeros((d, d))  # (slope + slope') F
+        for f in range(d):
+            for g in range(d):
+                t = slope[j, f, g] + slope[j, g, f]
+                for h in range(g + 1):
+                    half[f, h] += t * factor[j, g, h]
+        for f in range(d):
+            t = 0.0
+            for g in range(f, d):
+                t += factor[j, g, f] * half[g, f]
+            for i in range(p):
+                out[i] += 0.5 * t * s[j, f] * spectrum[j * d + f, i]
+        if below.shape[0] > 0:
+            for f in range(1, d):
+                for g in range(f):
+                    t = unit[f] * half[f, g] * s[j, g]
+                    for i in range(below.shape[1]):
+                        out[p + i] += t * below[row, i]
+                    row += 1
+    return out
