@@ -116,7 +116,7 @@ def fit(
 ) -> None:
     """Fit by maximum likelihood (EM); write OUT/mle.nc and print the estimates."""
     with _told_plainly(debug):
-        from bayesgmm.em import fit_em
+        from bayesgmm.fit import fit_em
         from bayesgmm.mixture import GaussianMixture
         from bayesgmm.tree import save
 
@@ -199,7 +199,7 @@ def _compare(
     excel_safe: bool,
 ) -> None:
     _say("fitting by EM ...", sys.stderr)
-    from bayesgmm.em import fit_em
+    from bayesgmm.fit import fit_em
     from bayesgmm.tree import save
 
     mle = fit_em(spec, frame, random_seed=seed, n_starts=n_starts)

@@ -89,7 +89,7 @@ class Engines:
 def engines(monkeypatch):
     fakes = Engines()
     for module, names in {
-        "bayesgmm.em": ["fit_em"],
+        "bayesgmm.fit": ["fit_em"],
         "bayesgmm.bayes": ["sample_posterior"],
         "bayesgmm.tree": ["save"],
         "bayesgmm.rows": ["summary"],
@@ -297,7 +297,7 @@ def test_warnings_are_one_plain_message_each(engines, data, tmp_path, monkeypatc
         warnings.warn(FitWarning("fit-not-good", "see the verdict"), stacklevel=1)
         return fit_em(*arguments, **options)
 
-    monkeypatch.setattr(sys.modules["bayesgmm.em"], "fit_em", warning_fit)
+    monkeypatch.setattr(sys.modules["bayesgmm.fit"], "fit_em", warning_fit)
     result = run("fit", data, "-k", 2, "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.strip() == "warning: [tied-rows] 3 rows are equal"
