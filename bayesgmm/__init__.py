@@ -48,7 +48,7 @@ _WHERE = {
 }
 _MODULES = ("datasets", "errors")
 
-__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
+__all__ = [*_WHERE, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The posterior by NUTS: compiled once, started around EM's optimum, aligned to its labels, judged."""
+"""The posterior by NUTS: started around EM's optimum, aligned to its labels, and judged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-import arviz_stats
 import numpy as np
 import nutpie
 import pytensor
 import xarray as xr
+from arviz_stats.loo import loo as psis_loo
 
 from bayesgmm import kernel_ops, tree
+from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Verdict, warn
 from bayesgmm.data import Data, read
-from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -29,6 +29,7 @@ from bayesgmm.errors import (
     NumericalError,
     PosteriorWarning,
 )
+from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import build, refuse_unsupported, resolve
@@ -103,8 +104,7 @@ def sample_posterior(
     """
     refuse_unsupported(spec)
     for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ArgumentError(name, f"must be an integer of at least 1, not {value!r}")
+        whole_number(name, value, least=1)
     if not 0 < target_accept < 1:
         raise ArgumentError("target_accept", f"must be between 0 and 1, not {target_accept!r}")
     seed = seed_of(random_seed)
@@ -420,7 +420,7 @@ def _loo(fit: xr.DataTree) -> xr.Dataset:
     """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
-        loo = arviz_stats.loo(fit, var_name="x", pointwise=True)
+        loo = psis_loo(fit, var_name="x", pointwise=True)
     k = loo.pareto_k.to_numpy()
     values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
     values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}

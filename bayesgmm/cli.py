@@ -195,7 +195,7 @@ def _compare(
     out: Path,
     seed: int,
     n_starts: int,
-    sampling: dict[str, int | None],
+    sampling: dict[str, Any],
     excel_safe: bool,
 ) -> None:
     _say("fitting by EM ...", sys.stderr)

@@ -142,7 +142,7 @@ class Covariance:
 def maximise(family: Covariance, count: Array, scatter: Array, start: Array | None = None) -> Array:
     r"""Return the covariances that maximise EM's objective: the M-step of every family.
 
-    .. math:: Q = -\tfrac12 \sum_k \left[ n_k \log|\Sigma_k| + \mathrm{tr}(W_k \Sigma_k^{-1}) \right]
+    .. math:: Q = -\tfrac12 \sum_k [ n_k \log|\Sigma_k| + \mathrm{tr}(W_k \Sigma_k^{-1}) ]
 
     The orientation letter says in which frame the scatters are looked at (:math:`B_k`: their
     trace, their diagonal, the whole matrix, or the diagonal in own or common axes); volume and

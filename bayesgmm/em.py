@@ -1,13 +1,14 @@
 r"""Maximum likelihood and MAP by EM: the one loop, its stopping rule, restarts, and the result.
 
-A step is a pass over the data (`moments.accumulate`), the prior's pseudo-data added for MAP, and the
-family's M-step (`covariance.maximise`).
+A step is a pass over the data (`moments.accumulate`), the prior's pseudo-data added for MAP, and
+the family's M-step (`covariance.maximise`).
 
 **When it stops.**  The length of a step is measured in standard errors: with complete-data
-information :math:`I_c` (from T) and step s, :math:`m = \sqrt{s^\top I_c s}`.  Steps shrink at EM's rate
-:math:`\rho`, so that :math:`m / \sqrt{1 - \rho}` bounds how many of its standard errors any scalar
-function of the parameters is from its limit (`Information.distance` is the same quantity, exact).
-EM stops when it is below ``tol``; then the exact one is computed, and EM goes on if it is not.
+information :math:`I_c` (from T) and step s, :math:`m = \sqrt{s^\top I_c s}`.  Steps shrink at EM's
+rate :math:`\rho`, so that :math:`m / \sqrt{1 - \rho}` bounds how many of its standard errors any
+scalar function of the parameters is from its limit (`Information.distance` is the same quantity,
+exact).  EM stops when it is below ``tol``; then the exact one is computed, and EM goes on if it is
+not.
 """
 
 from __future__ import annotations

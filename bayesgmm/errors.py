@@ -80,7 +80,7 @@ class ScaleError(DataError):
 
 
 class WeightError(DataError):
-    """Observation weights that are negative, missing, infinite, all zero, or of the wrong length."""
+    """Observation weights that are negative, not finite, all zero, or of the wrong length."""
 
 
 class NumericalError(BayesgmmError, ArithmeticError):

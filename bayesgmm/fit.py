@@ -1,4 +1,4 @@
-"""`fit_em`: from a specification and a table to a fit by EM, with errors, criteria and a verdict."""
+"""`fit_em`: from a specification and a table to a fit, its errors, criteria and verdict."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from bayesgmm import tree
+from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
@@ -164,9 +165,8 @@ def _check_arguments(
         raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
     if estimate not in ("mle", "map"):
         raise ArgumentError("estimate", f"must be 'mle' or 'map', not {estimate!r}")
-    for name, value in (("n_starts", n_starts), ("max_iter", max_iter)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ArgumentError(name, f"must be an integer of at least 1, not {value!r}")
+    whole_number("n_starts", n_starts, least=1)
+    whole_number("max_iter", max_iter, least=1)
     if not tol >= 0:
         raise ArgumentError("tol", f"must be 0 or more standard errors, not {tol!r}")
 
@@ -175,11 +175,7 @@ def seed_of(random_seed: int | None) -> int:
     """Return the seed, or a fresh one for None, so that every result can be made again."""
     if random_seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    if isinstance(random_seed, bool) or not isinstance(random_seed, int | np.integer):
-        raise ArgumentError("random_seed", f"must be an integer or None, not {random_seed!r}")
-    if random_seed < 0:
-        raise ArgumentError("random_seed", f"must be 0 or more, not {random_seed}")
-    return int(random_seed)
+    return whole_number("random_seed", random_seed, least=0)
 
 
 def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
@@ -301,8 +297,7 @@ def _result(
     bic = -2.0 * loglik + p * np.log(data.total_weight)
     with np.errstate(divide="ignore"):
         icl = bic - 2.0 * float(weight @ np.log(r.max(axis=1)))
-    one = lambda value: (("chain", "draw"), np.array([[value]]))  # noqa: E731
-    chain = {"chain": [0], "draw": [0]}
+    both, chain = ("chain", "draw"), {"chain": [0], "draw": [0]}
     shift = data.log_jacobian
     groups: dict[str, xr.Dataset] = {
         "posterior": tree.dataset(
@@ -310,11 +305,11 @@ def _result(
         ),
         "sample_stats": xr.Dataset(
             {
-                "loglik": one(loglik),
-                "lp": one(top.objective + shift),
-                "n_iter": one(len(top.trace) - 1),
-                "converged": one(top.reason in ("converged", "fixed point")),
-                "distance": one(information.distance if information else np.nan),
+                "loglik": (both, np.array([[loglik]])),
+                "lp": (both, np.array([[top.objective + shift]])),
+                "n_iter": (both, np.array([[len(top.trace) - 1]])),
+                "converged": (both, np.array([[top.reason in ("converged", "fixed point")]])),
+                "distance": (both, np.array([[information.distance if information else np.nan]])),
             },
             coords=chain,
         ),

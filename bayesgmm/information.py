@@ -6,7 +6,7 @@ estimate, in which first and second derivatives are exact and closed:
 .. math:: \pi_k \propto \hat\pi_k e^{\alpha_k}, \quad \mu_k = \hat\mu_k + L_k \delta_k, \quad
           \Sigma_k = L_k \exp(S_k) L_k^\top
 
-with :math:`S_k` symmetric and restricted to what the family leaves free.  Louis' identity splits it,
+with :math:`S_k` symmetric and restricted to what the family leaves free.  By Louis' identity
 
 .. math:: I = \underbrace{-\sum_{nk} r_{nk} h_{nk}}_{\text{complete, from T}} -
           \underbrace{\sum_n \mathrm{Var}(s_n \mid x_n)}_{\text{missing, per row}}
@@ -23,11 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from bayesgmm.covariance import Covariance, shared_axes
 from bayesgmm.moments import UNWEIGHTED, Array, Moments, Parameters, responsibilities
 
+Index = NDArray[np.intp]
 _ROWS = 4096  # rows per block of the missing information
 # Below this, relative to the complete-data information, an eigenvalue is rounding, not curvature.
 _FLAT = 1e-9
@@ -69,7 +71,7 @@ class Information:
         """
         if self.covariance is None:
             return float("nan")
-        return float(np.sqrt(max(0.0, self.gradient @ self.covariance @ self.gradient)))
+        return float(np.sqrt(abs(float(self.gradient @ self.covariance @ self.gradient))))
 
     def standard_errors(self) -> Parameters:
         """Return standard errors of weights, means and covariances, shaped as these; else NaN."""
@@ -131,7 +133,7 @@ def _symmetric_basis(d: int, *, diagonal: bool) -> Array:
     return basis
 
 
-def _slots(k: int, d: int, q: int) -> tuple[Array, Array, Array]:
+def _slots(k: int, d: int, q: int) -> tuple[Index, Index, Index]:
     """Positions of alpha (k,), delta (k, d) and s (k, q) in the full coordinate vector."""
     block = np.arange(k * (1 + d + q)).reshape(k, 1 + d + q)
     return block[:, 0], block[:, 1 : 1 + d], block[:, 1 + d :]

@@ -161,9 +161,21 @@ _ACCUMULATE = types.void(*[types.int64] * 7, *[_pointer] * 6)
 
 
 @cfunc(_ACCUMULATE, cache=True, error_model="numpy")
-def _accumulate(
-    n, d, k, n_weight, begin, end, diagonal, x_, weight_, log_weight_, mean_, whitening_, out
-):  # type: ignore[no-untyped-def]  # noqa: E501
+def _accumulate(  # type: ignore[no-untyped-def]
+    n,
+    d,
+    k,
+    n_weight,
+    begin,
+    end,
+    diagonal,
+    x_,
+    weight_,
+    log_weight_,
+    mean_,
+    whitening_,
+    out,
+):
     """Write loglik, sum r (k), sum r z (k, d) and the lower triangles of sum r z z' to ``out``."""
     x = carray(x_, (n, d))
     weight = carray(weight_, (n_weight,))
@@ -241,8 +253,9 @@ def _accumulate(
                         second[j, f, g] += _dot(y[0], z[j, g], size, lanes)
 
 
-# The one big function is compiled once, and everything else (EM's passes, PyTensor's graphs, nutpie's
-# density) calls it by a symbol: linked in as Numba would do it, it would be optimised again in each.
+# The one big function is compiled once, and everything else (EM's passes, PyTensor's graphs,
+# nutpie's density) calls it by a symbol: linked in, as Numba does it, it would be optimised anew
+# in each of them.
 _NAME = f"bayesgmm_accumulate_v{VERSION}"
 binding.add_symbol(_NAME, _accumulate.address)
 _accumulate_symbol = types.ExternalFunction(_NAME, _ACCUMULATE)
@@ -299,16 +312,16 @@ def accumulate(x, weight, begin, end, diagonal, log_weight, mean, whitening):  #
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def accumulate_all(x, weight, diagonal, log_weight, mean, whitening):  # type: ignore[no-untyped-def]
-    """`accumulate` over all observations, chunk by chunk in the order the threads' sums are added."""
+    """`accumulate` over all observations, chunk by chunk, added in the order of the threads'."""
     n = x.shape[0]
     loglik, zeroth, first, second = accumulate(
         x, weight, 0, min(n, CHUNK), diagonal, log_weight, mean, whitening
     )
     for begin in range(CHUNK, n, CHUNK):
-        l, n0, n1, n2 = accumulate(
+        part, n0, n1, n2 = accumulate(
             x, weight, begin, min(n, begin + CHUNK), diagonal, log_weight, mean, whitening
         )
-        loglik += l
+        loglik += part
         zeroth += n0
         first += n1
         second += n2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from numbers import Integral
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from bayesgmm.arguments import whole_number
 from bayesgmm.covariance import Covariance
 from bayesgmm.errors import ArgumentError
 from bayesgmm.prior import (
@@ -62,8 +62,8 @@ class GaussianMixture:
     """
 
     n_components: int
-    covariance: Covariance = field(default=Covariance("VVV"))
-    prior: Prior | None = field(default=ConjugatePrior())
+    covariance: Covariance
+    prior: Prior | None
 
     def __init__(
         self,
@@ -71,14 +71,8 @@ class GaussianMixture:
         covariance: Covariance | str = "VVV",
         prior: Prior | str | None = "conjugate",
     ) -> None:
-        if isinstance(n_components, bool) or not isinstance(n_components, Integral):
-            raise ArgumentError("n_components", f"must be an integer, not {n_components!r}")
-        if n_components < 1:
-            raise ArgumentError("n_components", f"must be at least 1, not {n_components}")
-        if isinstance(covariance, str):
+        if not isinstance(covariance, Covariance):
             covariance = Covariance(covariance)
-        elif not isinstance(covariance, Covariance):
-            raise ArgumentError("covariance", f"must be a family's name, not {covariance!r}")
         if isinstance(prior, str):
             if prior not in _PRIORS:
                 raise ArgumentError(
@@ -90,7 +84,9 @@ class GaussianMixture:
                 "prior",
                 f"must be a ConjugatePrior, a SeparationPrior, a name or None, not {prior!r}",
             )
-        object.__setattr__(self, "n_components", int(n_components))
+        object.__setattr__(
+            self, "n_components", whole_number("n_components", n_components, least=1)
+        )
         object.__setattr__(self, "covariance", covariance)
         object.__setattr__(self, "prior", prior)
 

@@ -33,7 +33,7 @@ from bayesgmm.resolved import (
 )
 
 
-class FamilyChart(Transform):  # type: ignore[misc]
+class FamilyChart(Transform):
     r"""The ten families with diagonal or Cholesky coordinates, as an unconstrained vector.
 
     .. math:: \Sigma_k = U M_k \mathrm{diag}(s_k) M_k^\top U

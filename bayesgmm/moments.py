@@ -1,7 +1,8 @@
 r"""The table of sums: one pass over the data, and everything that is made from it.
 
-For data :math:`x_1 \dots x_N`, parameters :math:`\theta` = (weights :math:`\pi`, means :math:`\mu`,
-covariances :math:`\Sigma`) and responsibilities :math:`r_{nk} \propto \pi_k N(x_n; \mu_k, \Sigma_k)`
+For data :math:`x_1 \dots x_N`, parameters :math:`\theta` = (weights :math:`\pi`, means
+:math:`\mu`, covariances :math:`\Sigma`) and responsibilities
+:math:`r_{nk} \propto \pi_k N(x_n; \mu_k, \Sigma_k)`
 
 .. math:: T(\theta) = \Big( \ell, \; N_k = \sum_n r_{nk}, \; \sum_n r_{nk} z_{nk}, \;
           \sum_n r_{nk} z_{nk} z_{nk}^\top \Big), \qquad z_{nk} = W_k (x_n - \mu_k), \quad
@@ -10,15 +11,16 @@ covariances :math:`\Sigma`) and responsibilities :math:`r_{nk} \propto \pi_k N(x
 and that one value has every use the package needs:
 
 * EM's M-step maximises :math:`Q(\theta; T)`  (`scatter`, then `covariance.maximise`);
-* the gradient is :math:`\nabla \ell(\theta) = \nabla_\theta Q(\theta; T)` with T held fixed, Fisher's
-  identity (`gradient`): one leapfrog step of NUTS costs one EM iteration;
+* the gradient is :math:`\nabla \ell(\theta) = \nabla_\theta Q(\theta; T)` with T held fixed,
+  Fisher's identity (`gradient`): one leapfrog step of NUTS costs one EM iteration;
 * T of two data sets at the same :math:`\theta` is the sum (``+``): blocks, threads, machines;
-* a conjugate prior is pseudo-data, T + T0 (`prior.pseudo_moments`).
+* a conjugate prior is pseudo-data, T + T0 (`resolved.pseudo_moments`).
 
-It is the textbook derivation: :math:`\partial\ell/\partial\mu_k = \Sigma_k^{-1} \sum_n r_{nk} (x_n -
-\mu_k)`, a responsibility-weighted residual; set to zero it is EM's mean update; with responsibilities
-of 0 and 1 it is k-means'.  The sums are about the current parameters (z is centred and whitened), so
-nothing cancels, whatever the data's offset.
+It is the textbook derivation:
+:math:`\partial\ell/\partial\mu_k = \Sigma_k^{-1} \sum_n r_{nk} (x_n - \mu_k)`, a
+responsibility-weighted residual; set to zero it is EM's mean update; with responsibilities of 0 and
+1 it is k-means'.  The sums are about the current parameters (z is centred and whitened), so nothing
+cancels, whatever the data's offset.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Parameters:
 
     @cached_property
     def factor(self) -> Array:
-        """(k, d, d) lower Cholesky factors L of the covariances; LinAlgError where there is none."""
+        """(k, d, d) lower Cholesky factors L of the covariances; LinAlgError if there is none."""
         return np.linalg.cholesky(self.covariance)
 
     @cached_property

@@ -1,9 +1,9 @@
 r"""The mixture's log-likelihood and the conjugate prior's terms as PyTensor Ops.
 
-`MixtureLogp` returns the log-likelihood *and* its gradient from one pass over the data; its pullback
-only scales its own other outputs (Fisher's identity: the gradient of :math:`\ell` is that of Q with the
-sums held fixed).  A model keeps an ordinary density per row, `MixtureRows`; a rewrite turns the sum
-of that into `MixtureLogp` before anything is differentiated.
+`MixtureLogp` returns the log-likelihood *and* its gradient from one pass over the data; its
+pullback only scales its own other outputs (Fisher's identity: the gradient of :math:`\ell` is that
+of Q with the sums held fixed).  A model keeps an ordinary density per row, `MixtureRows`; a rewrite
+turns the sum of that into `MixtureLogp` before anything is differentiated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _doubles(values: tuple[Any, ...], ndims: tuple[int, ...], name: str) -> list
     return inputs
 
 
-class MixtureLogp(Op):  # type: ignore[misc]
+class MixtureLogp(Op):
     """Log-likelihood of (x (n, d), weight (n,) or (0,), log_weight (k,), mean, covariance).
 
     Outputs: the log-likelihood, and its gradients by log_weight, mean and covariance.
@@ -76,7 +76,7 @@ def _numba_mixture_logp(op: Any, node: Any, **kwargs: Any) -> Any:
     return mixture_logp, kernel.VERSION
 
 
-class MixtureRows(Op):  # type: ignore[misc]
+class MixtureRows(Op):
     """Weighted log-density of every row, (n,); inputs as those of `MixtureLogp`."""
 
     __props__ = ("diagonal",)
@@ -130,7 +130,7 @@ def sum_of_rows_to_mixture_logp(fgraph: Any, node: Any) -> Any:
     return [MixtureLogp(rows.owner.op.diagonal)(*rows.owner.inputs)[0]]
 
 
-class ConjugateTerms(Op):  # type: ignore[misc]
+class ConjugateTerms(Op):
     """Log-density terms of a conjugate prior, (k,), and their gradients by mean and covariance.
 
     Inputs: mean (k, d), covariance (k, d, d), location (d,), scatter (d, d), count, shrinkage.
@@ -178,7 +178,7 @@ def _numba_conjugate_terms(op: Any, node: Any, **kwargs: Any) -> Any:
     return conjugate_terms, kernel.VERSION
 
 
-class Chart(Op):  # type: ignore[misc]
+class Chart(Op):
     """Covariances (k, d, d) of a family from its unconstrained vector; see `bayes.FamilyChart`.
 
     Inputs: vector (p + q,), spectrum (k d, p), below (k d (d-1)/2, q), unit (d,).
@@ -212,7 +212,7 @@ def _numba_chart(op: Any, node: Any, **kwargs: Any) -> Any:
     return chart, kernel.VERSION
 
 
-class ChartPullback(Op):  # type: ignore[misc]
+class ChartPullback(Op):
     """Gradient by the vector of `Chart`, from the gradient by the covariances."""
 
     __props__ = ()

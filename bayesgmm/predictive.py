@@ -44,8 +44,8 @@ def _conjugate(prior: PseudoData, family: Covariance, k: int, rng: np.random.Gen
     if family.shape == "I":
         # |S|^(-dof/2) exp(-tr/2) with S = v I is an inverse gamma of v.
         copies = 1 if family.volume == "E" else k
-        v = 0.5 * np.trace(scatter) / rng.gamma(0.5 * dof * d, size=copies)
-        return np.broadcast_to(v, k)[:, None, None] * np.eye(d)
+        v = 0.5 * np.trace(scatter) / rng.gamma(0.5 * dof * d, size=(copies, 1, 1))
+        return np.broadcast_to(v * np.eye(d), (k, d, d)).copy()
     if family.volume == "E" and family.shape == "V" and k > 1:
         shapes = _log_gammas_of_equal_sum(_gamma_shapes(family, dof, d), k, rng)
         return _from_bartlett(shapes, scatter, family, rng)

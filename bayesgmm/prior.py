@@ -1,4 +1,4 @@
-"""Priors as values, free of data: what a specification holds. `bayesgmm.resolved` has their densities.
+"""Priors as values, free of data: what a specification holds; `resolved` has their densities.
 
 `ConjugatePrior` is pseudo-data: the same value gives the MAP fit by EM (T + T0, closed form) and a
 posterior by NUTS.  `SeparationPrior` puts standard deviations and correlations apart.
@@ -138,7 +138,8 @@ class SeparationPrior:
 
     Components that share a covariance share one draw.  Where only volume or only shape is shared
     (VEI, EVI, VEE, EVV) the log-normal splits: the root volume :math:`|\Sigma_k|^{1/2d}` is
-    log-normal with sigma over :math:`\sqrt d`, the ratios of the sds have the log-normal's contrasts.
+    log-normal with sigma over :math:`\sqrt d`, the ratios of the sds have the log-normal's
+    contrasts.
 
     Parameters
     ----------

@@ -8,10 +8,10 @@ Lebesgue in log-volume and log-shape, :math:`|\Sigma|^{-(d+1)/2}d\Sigma` for who
           \exp\!\left(-\tfrac12 \mathrm{tr}(\Lambda \Sigma_j^{-1})\right)
 
 over the distinct components (one when all share a covariance, else k).  Its mode is taken in the
-coordinates in which :math:`\prod_j |\Sigma_j|^{e/2}` times that measure is Lebesgue: the elements of
-:math:`\Sigma` (e = d+1, whole matrices), the variances (e = 2, diagonal), the variance (e = 2/d,
-spherical).  That is mclust's mode for E, V, VII, VVI, EEE and VVV; mclust defines no such mode for the
-other families (its EII and EEI fits are modes of no density).  NUTS samples the same density.
+coordinates in which :math:`\prod_j |\Sigma_j|^{e/2}` times that measure is Lebesgue: the elements
+of :math:`\Sigma` (e = d+1, whole matrices), the variances (e = 2, diagonal), the variance (e = 2/d,
+spherical).  That is mclust's mode for E, V, VII, VVI, EEE and VVV; mclust defines no such mode for
+the other families (its EII and EEI fits are modes of no density).  NUTS samples the same density.
 
 References
 ----------
@@ -167,7 +167,7 @@ def pseudo_moments(prior: PseudoData, about: Parameters) -> Moments:
 
 @dataclass(frozen=True, eq=False)
 class Separation:
-    """A separation prior resolved to numbers in the data's units; ``mu``, ``sigma``... per feature."""
+    """A separation prior resolved to numbers in the data's units, one per feature."""
 
     mean: Array
     mean_sd: Array
@@ -307,7 +307,10 @@ def log_density(
 def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, Any]:
     """Return every number of a resolved prior by name, in the data's units."""
     common = {"weight: Dirichlet concentration": prior.concentration}
-    by_name = lambda values: dict(zip(names, map(float, values), strict=True))  # noqa: E731
+
+    def by_name(values: Array) -> dict[str, float]:
+        return dict(zip(names, map(float, values), strict=True))
+
     if isinstance(prior, Separation):
         return common | {
             "mean: location": by_name(prior.mean),

@@ -1,0 +1,21 @@
+"""Checks of single arguments that several functions share."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+from bayesgmm.errors import ArgumentError
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """Return ``value`` as an int.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the argument, if it is not an integer of at least ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ArgumentError(name, f"must be an integer of at least {least}, not {value!r}")
+    return int(value)
