@@ -58,8 +58,8 @@ def _conjugate(prior: PseudoData, family: Covariance, k: int, rng: np.random.Gen
     # of freedom, and each volume given C an inverse gamma.
     shape = common / np.exp(np.linalg.slogdet(common)[1] / d)
     rate = 0.5 * np.trace(np.linalg.solve(shape, scatter))
-    volume = rate / rng.gamma(0.5 * dof * d, size=k)
-    return volume[:, None, None] * shape
+    volume: Array = rate / rng.gamma(0.5 * dof * d, size=(k, 1, 1))
+    return volume * shape
 
 
 def _gamma_shapes(family: Covariance, dof: float, d: int) -> Array:
