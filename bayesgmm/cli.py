@@ -10,7 +10,6 @@ import csv
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bayesgmm.errors import ArgumentError, BayesgmmError, BayesgmmWarning, DataError
+from bayesgmm.files import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,14 +268,8 @@ def _write_csv(frame: pd.DataFrame, path: Path, excel_safe: bool) -> None:
         for name in table.columns:
             if table[name].dtype.kind not in "iufb":
                 table[name] = [_not_a_formula(str(cell)) for cell in table[name]]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".csv")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            table.to_csv(stream, index=False)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        table.to_csv(stream, index=False)
 
 
 def _not_a_formula(cell: str) -> str:

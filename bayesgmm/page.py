@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bayesgmm.comparison import (
     verdict,
 )
 from bayesgmm.errors import ArgumentError
+from bayesgmm.files import atomic
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.plots import Picture, plot_compare, plot_density
 from bayesgmm.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
@@ -68,7 +68,9 @@ def report(
         raise ArgumentError("path", f"the folder {target.parent} does not exist")
     if target.is_dir():
         raise ArgumentError("path", f"{target} is a folder; give the name of a file")
-    _write(target, to_html(comparison, mle=mle, post=post, title=title))
+    page = to_html(comparison, mle=mle, post=post, title=title)
+    with atomic(target) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
     return target
 
 
@@ -175,22 +177,3 @@ def _picture(figure: Picture) -> dict[str, Any]:
         "width": round(96 * width),
         "height": round(96 * height),
     }
-
-
-def _write(target: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, meets the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

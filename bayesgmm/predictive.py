@@ -64,7 +64,8 @@ def _conjugate(prior: PseudoData, family: Covariance, k: int, rng: np.random.Gen
 
 def _gamma_shapes(family: Covariance, dof: float, d: int) -> Array:
     """Shape parameters of the gammas whose doubled values are the squared Bartlett diagonal."""
-    return np.full(d, 0.5 * dof) if family.is_diagonal else 0.5 * (dof - np.arange(d))
+    lost = 0.0 if family.is_diagonal else 1.0
+    return np.asarray(0.5 * (dof - lost * np.arange(d)))
 
 
 def _matrices(

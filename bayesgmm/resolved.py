@@ -125,6 +125,13 @@ def pseudo_data(
         scatter = np.eye(d) * (np.trace(covariance) / d / k ** (2.0 / d))
     else:
         scatter = covariance / k ** (2.0 / d)
+        unit = np.sqrt(np.diagonal(scatter))
+        if np.linalg.eigvalsh(scatter / np.outer(unit, unit))[0] <= 1e-14 * d:
+            raise ArgumentError(
+                "prior.scale",
+                "the default is the covariance of the data, which is singular here (no more rows "
+                "than columns, or nearly dependent columns): give numbers, or a diagonal family",
+            )
     if family.shape == "I":
         # One variance, inverse gamma (nu/2, s/2): as a matrix term this is s/d times the identity.
         scatter = np.eye(d) * (np.trace(scatter) / d / d)

@@ -127,30 +127,22 @@ def from_labels(
     ``regularised`` adds the default conjugate prior's pseudo-data, so that a small group does not
     start with a singular covariance.
     """
+    variance = np.diagonal(data.covariance)
     about = Parameters(
         np.full(k, 1.0 / k),
         np.broadcast_to(data.mean, (k, data.d)),
-        np.broadcast_to(_spread(data, family), (k, data.d, data.d)),
+        np.broadcast_to(np.diag(variance), (k, data.d, data.d)),
     )
     moments = from_responsibilities(data.x, np.eye(k)[labels], about, data.weight)
     weight = moments.weight_count / moments.weight_count.sum()
     if regularised:
-        scale = np.outer(data.scale, data.scale)
+        # By the diagonal, which is definite even where there are fewer rows than columns.
         prior = pseudo_data(
-            ConjugatePrior(),
-            family,
-            k,
-            mean=data.center + data.scale * data.mean,
-            covariance=data.covariance * scale,
-        ).anchored(data.center, data.scale)
+            ConjugatePrior(), family, k, mean=data.mean, covariance=np.diag(variance)
+        )
         moments = moments + pseudo_moments(prior, about)
     mean, spread = scatter(moments, about)
     return Parameters(weight, mean, maximise(family, moments.covariance_count, spread))
-
-
-def _spread(data: Data, family: Covariance) -> Array:
-    """Some positive definite matrix of the data's size, to whiten by."""
-    return np.diag(np.diagonal(data.covariance)) if family.is_diagonal else data.covariance
 
 
 def _drawn(data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator) -> Start:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from bayesgmm.errors import ArgumentError
+from bayesgmm.files import atomic
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
 
@@ -88,14 +88,8 @@ def save(fit: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if not target.parent.is_dir():
         raise ArgumentError("path", f"the folder {target.parent} does not exist")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".nc")
-    os.close(handle)
-    try:
+    with atomic(target) as temporary:
         fit.to_netcdf(temporary, engine="netcdf4")
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
     return target
 
 
