@@ -18,6 +18,7 @@ from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
 from bayesgmm.em import Run, run
+from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, FitWarning, NumericalError
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
@@ -27,7 +28,6 @@ from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
 from bayesgmm.start import Start, starts
-from bayesgmm.verdict import em_verdict
 
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.covariance import FAMILIES, Covariance
+from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
-from bayesgmm.verdict import Check, Verdict, em_verdict, label_free, posterior_verdict, warn
+from bayesgmm.verdict import label_free, posterior_verdict
 
 CHECKS = {
     "non-finite-draws",

@@ -1,0 +1,147 @@
+"""Whether a fit by EM can be relied on: checks that say what, how bad, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bayesgmm.checks import Check, Verdict
+from bayesgmm.covariance import Array, Covariance
+
+
+def em_verdict(
+    *,
+    reason: str,
+    n_iter: int,
+    distance: float,
+    tol: float,
+    is_positive_definite: bool | None,
+    counts: Array,
+    reasons: Sequence[str],
+    n_at_best: int,
+    n_rivals: int,
+    family: Covariance,
+    d: int,
+) -> Verdict:
+    """Judge a fit by EM.
+
+    Parameters
+    ----------
+    reason : str
+        Why the best run stopped; ``"converged"`` and ``"fixed point"`` are good.
+    n_iter : int
+        Its number of steps.
+    distance, tol : float
+        How many standard errors it is from its limit (NaN if unknown), and how many were allowed.
+    is_positive_definite : bool or None
+        Whether minus the Hessian is, that is, whether this is a strict maximum; None if unknown.
+    counts : (k,) array
+        Expected number of observations of each component.
+    reasons : sequence of str
+        Why each start stopped.
+    n_at_best : int
+        How many starts reached the best optimum.
+    n_rivals : int
+        How many usable starts are within 0.1 in log-likelihood with different parameters.
+    family : Covariance
+    d : int
+        Number of features.
+
+    Returns
+    -------
+    Verdict
+        With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes``.
+    """
+    checks = [
+        _converged(reason, n_iter, distance, tol),
+        _small_component(counts, family, d),
+        _unusable_starts(reasons),
+        _best_found_once(n_at_best, len(reasons)),
+        Check("rival-modes", "ok", "no other optimum within 0.1 in log-likelihood")
+        if n_rivals == 0
+        else Check(
+            "rival-modes",
+            "warn",
+            f"{n_rivals} of {len(reasons)} starts came within 0.1 in log-likelihood of the best "
+            "with different parameters",
+            "The data do not decide between several solutions, and standard errors describe one "
+            "of them. Compare the starts, use fewer components or a smaller family, or sample the "
+            "posterior, which covers them all.",
+        ),
+    ]
+    if is_positive_definite is not None:
+        good = Check("hessian", "ok", "minus the Hessian is positive definite: a strict maximum")
+        bad = Check(
+            "hessian",
+            "fail",
+            "minus the Hessian is not positive definite",
+            "This is no strict maximum but a saddle or a ridge, and there are no standard errors: "
+            "some parameters are not determined. Use fewer components, a smaller family, more "
+            "starts, or estimate='map'.",
+        )
+        checks.insert(1, good if is_positive_definite else bad)
+    return Verdict(tuple(checks))
+
+
+def _converged(reason: str, n_iter: int, distance: float, tol: float) -> Check:
+    # Short of NaN, which says that no information matrix was asked for or that it has no inverse.
+    known = f", {distance:.2g} standard errors from its limit" if np.isfinite(distance) else ""
+    evidence = f"EM stopped after {n_iter} steps ({reason}){known}"
+    if reason not in ("converged", "fixed point"):
+        advice = (
+            "The estimates are not at a maximum of the likelihood. Let it run: raise max_iter, or "
+            "use fewer components if it creeps."
+        )
+        return Check("converged", "fail", evidence, advice)
+    if reason == "converged" and distance > tol:
+        advice = (
+            f"That is more than the {tol:.2g} asked for: the likelihood is nearly flat there. "
+            "Use fewer components or a smaller family, or accept a larger tol."
+        )
+        return Check("converged", "warn", evidence, advice)
+    return Check("converged", "ok", evidence)
+
+
+def _small_component(counts: Array, family: Covariance, d: int) -> Check:
+    own = d + 2.0 if family.orientation == "V" else 3.0
+    needed = 2.0 if family.is_common else own
+    smallest = float(counts.min())
+    evidence = f"the smallest component has {smallest:.3g} observations"
+    if smallest >= needed - 1e-6:
+        return Check("small-component", "ok", evidence)
+    return Check(
+        "small-component",
+        "warn",
+        f"{evidence}, fewer than {needed:g}",
+        "Too few to estimate its parameters: they follow the start or the prior. Use fewer "
+        "components, or a family with a common covariance (EEE, EEI, EII).",
+    )
+
+
+def _unusable_starts(reasons: Sequence[str]) -> Check:
+    bad = [reason for reason in reasons if reason in ("singular", "empty", "tiny")]
+    kinds = ", ".join(f"{bad.count(kind)} {kind}" for kind in dict.fromkeys(bad))
+    evidence = f"{len(bad)} of {len(reasons)} starts were unusable"
+    evidence += f" ({kinds})" if bad else ""
+    if 2 * len(bad) <= len(reasons):
+        return Check("starts", "ok", evidence)
+    return Check(
+        "starts",
+        "warn",
+        evidence,
+        "They ran to a component of a few points, where the likelihood is unbounded: the model is "
+        "too large for the data. Use fewer components, a smaller family, or estimate='map'.",
+    )
+
+
+def _best_found_once(n_at_best: int, n_starts: int) -> Check:
+    evidence = f"{n_at_best} of {n_starts} starts reached the best optimum"
+    if n_at_best > 1 or n_starts < 5:
+        return Check("best-found-once", "ok", evidence)
+    return Check(
+        "best-found-once",
+        "warn",
+        evidence,
+        "More starts may find a better one: raise n_starts until several agree.",
+    )
