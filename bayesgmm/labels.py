@@ -13,10 +13,7 @@ so that the total over a labelling is that distance itself, between 0 and 1.  It
 under any affine map of the data, and weights, means and covariances enter on one scale.  It is
 bounded, which the symmetric Kullback-Leibler (Jeffreys) divergence is not: where one component has
 wandered off, or shrunk onto a few points, its term in a Jeffreys cost outweighs all the others and
-drags their labels along; here it costs no more than its weight.  On posterior draws of well
-separated mixtures the two give the same labels.  With more components than clusters (Old Faithful
-with three and four, one cluster with two and three) this cost gave 94 to 100 % of the draws the
-labels that the allocation of the observations itself gives (the ECR method); Jeffreys 27 to 99 %.
+drags their labels along; here it costs no more than its weight.
 
 How sure a labelling is: for each component, the cheapest labelling that gives that component
 another label is compared with the best one, over the components whose labels differ,
