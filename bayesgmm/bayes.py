@@ -28,11 +28,13 @@ from bayesgmm.errors import (
     FitWarning,
     NumericalError,
     PosteriorWarning,
+    collected,
+    to_json,
 )
 from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import build, refuse_unsupported, resolve
+from bayesgmm.model import build, refuse_unsupported, resolve, warn_if_improper
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
@@ -100,23 +102,28 @@ def sample_posterior(
     Warns
     -----
     PosteriorWarning
-        If the draws should not be relied on: which checks failed, and what to do.
+        If the draws should not be relied on: which checks failed, and what to do; with code
+        ``improper-posterior``, if the prior does not suit ties in the data.
     """
     refuse_unsupported(spec)
     for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
         whole_number(name, value, least=1)
     if not 0 < target_accept < 1:
         raise ArgumentError("target_accept", f"must be between 0 and 1, not {target_accept!r}")
+    if cores is not None:
+        whole_number("cores", cores, least=1)
     seed = seed_of(random_seed)
     clock = _Clock()
-    data = read(
-        X,
-        sample_weight=sample_weight,
-        family=spec.covariance,
-        n_components=spec.n_components,
-        columns=columns,
-    )
-    prior = resolve(spec, data)
+    with collected() as notes:
+        data = read(
+            X,
+            sample_weight=sample_weight,
+            family=spec.covariance,
+            n_components=spec.n_components,
+            columns=columns,
+        )
+        prior = resolve(spec, data)
+        warn_if_improper(spec, data)
     pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
     clock.lap("em")
     compiled = _compile(spec, data, pivot)
@@ -134,7 +141,11 @@ def sample_posterior(
     clock.lap("sampling")
     fit, verdict = _collect(spec, data, prior, pivot, sampled, draws, log_likelihood)
     clock.lap("summary")
-    fit.attrs |= {"random_seed": seed, "timings": json.dumps(clock.laps)}
+    fit.attrs |= {
+        "random_seed": seed,
+        "warnings": to_json(notes),
+        "timings": json.dumps(clock.laps),
+    }
     warn(verdict, PosteriorWarning)
     return fit
 
@@ -365,7 +376,6 @@ def _collect(
             | {name: version(name) for name in ("pymc", "pytensor", "nutpie", "arviz-stats")}
         ),
         "verdict": verdict.to_json(),
-        "warnings": "[]",
     }
     return fit, verdict
 

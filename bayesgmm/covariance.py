@@ -256,7 +256,8 @@ def _embed(diagonal: Array) -> Array:
 
 
 def _rotate(axes: Array, diagonal: Array) -> Array:
-    return (axes * diagonal[:, None, :]) @ np.swapaxes(axes, -1, -2)
+    product = (axes * diagonal[:, None, :]) @ np.swapaxes(axes, -1, -2)
+    return 0.5 * (product + np.swapaxes(product, -1, -2))  # symmetric to the last bit
 
 
 # Common axes with own shapes (EVE, VVE): plane rotations, each the exact optimum for its pair.

@@ -6,6 +6,11 @@ and a remedy, and are also collected on the fit that they concern.
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BayesgmmError(Exception):
     """Base of all errors that the package raises on purpose."""
@@ -117,3 +122,20 @@ class FitWarning(BayesgmmWarning):
 
 class PosteriorWarning(BayesgmmWarning):
     """Posterior draws with a caution."""
+
+
+@contextmanager
+def collected() -> Iterator[list[BayesgmmWarning]]:
+    """Collect the package's warnings in a list, to keep on a fit; all are given as usual after."""
+    found: list[BayesgmmWarning] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    found += [w.message for w in caught if isinstance(w.message, BayesgmmWarning)]
+    for w in caught:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
+
+def to_json(notes: list[BayesgmmWarning]) -> str:
+    """Return warnings as a JSON list of codes and messages."""
+    return json.dumps([{"code": w.code, "message": w.message} for w in notes])

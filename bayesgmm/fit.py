@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
 from bayesgmm.em import Run, run
 from bayesgmm.em_verdict import em_verdict
-from bayesgmm.errors import ArgumentError, BayesgmmWarning, FitWarning, NumericalError
+from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
@@ -103,8 +102,7 @@ def fit_em(
     """
     began = time.perf_counter()
     _check_arguments(spec, estimate, n_starts, max_iter, tol)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with collected() as notes:
         data = read(
             X,
             sample_weight=sample_weight,
@@ -112,8 +110,6 @@ def fit_em(
             n_components=spec.n_components,
             columns=columns,
         )
-    for w in caught:
-        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
     seed = seed_of(random_seed)
@@ -138,7 +134,6 @@ def fit_em(
     if wanted if standard_errors is None else standard_errors:
         runs[best], information = _certified(data, family, runs[best], tol, go)
     verdict = em_verdict(**_facts(data, family, runs, best, information, tol))
-    notes = [w.message for w in caught if isinstance(w.message, BayesgmmWarning)]
     fit = _result(
         spec,
         data,
@@ -151,7 +146,7 @@ def fit_em(
     fit.attrs |= {
         "random_seed": seed,
         "verdict": verdict.to_json(),
-        "warnings": json.dumps([{"code": w.code, "message": w.message} for w in notes]),
+        "warnings": to_json(notes),
         "timings": json.dumps({"em": time.perf_counter() - began}),
     }
     warn(verdict, FitWarning)

@@ -6,6 +6,8 @@ own unconstrained coordinates, `FamilyChart`) and ``mean``; observed: ``x``, one
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,12 @@ from pytensor.link.numba.dispatch.basic import generate_fallback_impl
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.op import Chart, ConjugateTerms, MixtureRows
 from bayesgmm.predictive import draw_covariance
-from bayesgmm.prior import ConjugatePrior
+from bayesgmm.prior import ConjugatePrior, HalfNormal, SeparationPrior
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
@@ -31,6 +33,8 @@ from bayesgmm.resolved import (
     separation,
     separation_log_density,
 )
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class FamilyChart(Transform):
@@ -154,6 +158,11 @@ def to_pymc(
         For EVE, VVE, EEV and VEV.
     ArgumentError, DataError
         For a specification without a prior, and for bad data.
+
+    Warns
+    -----
+    PosteriorWarning
+        With code ``improper-posterior``, see `warn_if_improper`.
     """
     refuse_unsupported(spec)
     data = read(
@@ -163,7 +172,9 @@ def to_pymc(
         n_components=spec.n_components,
         columns=columns,
     )
-    return build(spec, data)
+    model = build(spec, data)
+    warn_if_improper(spec, data)
+    return model
 
 
 def refuse_unsupported(spec: GaussianMixture) -> None:
@@ -176,6 +187,40 @@ def refuse_unsupported(spec: GaussianMixture) -> None:
             f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
             "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
         )
+
+
+def warn_if_improper(spec: GaussianMixture, data: Data) -> None:
+    r"""Warn of a half-normal scale and ties: the posterior then has no finite mass.
+
+    Where a component with a scale :math:`\sigma` of its own shrinks onto a value that a column
+    has m times, the posterior goes as :math:`\sigma^{1-m}` (means that are near enough among it),
+    whose integral from 0 is infinite for m = 2 and more. A spherical component needs equal rows.
+    """
+    family, prior = spec.covariance, spec.prior
+    if not (isinstance(prior, SeparationPrior) and isinstance(prior.scale, HalfNormal)):
+        return
+    if family.is_common or spec.n_components == 1:
+        return
+    is_whole = family.shape == "I"
+    columns = [data.values] if is_whole else [data.values[:, [j]] for j in range(data.d)]
+    for name, values in zip(data.names, columns, strict=False):
+        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
+        count = np.bincount(inverse.ravel(), data.weight if len(data.weight) else None)
+        most = int(np.argmax(count))
+        if count[most] < 2:
+            continue
+        value = ", ".join(f"{v:.6g}" for v in distinct[most])
+        where = f"rows ({value})" if is_whole else f"values {value} in column {name!r}"
+        message = (
+            "the posterior is improper: a HalfNormal scale does not keep a component from "
+            f"shrinking onto equal values, and the data have {count[most]:.6g} equal {where}. "
+            "Draws describe the posterior away from there only. Use a LogNormal or InverseGamma "
+            "scale, the conjugate prior, or a family with a common covariance (EEE, EEI, EII)"
+        )
+        warnings.warn(
+            PosteriorWarning("improper-posterior", message), skip_file_prefixes=(_PACKAGE,)
+        )
+        return
 
 
 def build(spec: GaussianMixture, data: Data) -> pm.Model:
@@ -272,8 +317,6 @@ def _expect_object_mode(variable: Any) -> None:
     """Tell Numba that this variable's draws are NumPy's on purpose: no warning for each use."""
 
     def in_python(op: Any, node: Any, **kwargs: Any) -> Any:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Numba will use object mode")
             return generate_fallback_impl(op, node, **kwargs)
