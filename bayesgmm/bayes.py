@@ -90,7 +90,8 @@ def sample_posterior(
     xarray.DataTree
         ``posterior`` with labels aligned to EM's, ``posterior_raw`` as sampled, ``labels``,
         ``sample_stats``, ``log_likelihood``, ``criteria``, ... (``docs/design.md``); the verdict is
-        in ``attrs``. After Ctrl-C, the draws that all chains had finished.
+        in ``attrs``. After Ctrl-C, what was finished, and
+        ``stop_reason`` is ``"interrupted"``.
 
     Raises
     ------
@@ -139,7 +140,7 @@ def sample_posterior(
         progress_bar=is_wanted(progressbar),
     )
     clock.lap("sampling")
-    fit, verdict = _collect(spec, data, prior, pivot, sampled, draws, log_likelihood)
+    fit, verdict = _collect(spec, data, prior, pivot, sampled, (chains, draws), log_likelihood)
     clock.lap("summary")
     fit.attrs |= {
         "random_seed": seed,
@@ -292,13 +293,13 @@ def _collect(
     prior: Any,
     pivot: Parameters,
     sampled: xr.DataTree,
-    draws: int,
+    wanted: tuple[int, int],
     log_likelihood: bool | None,
 ) -> tuple[xr.DataTree, Verdict]:
     family, k = spec.covariance, spec.n_components
-    kept = _complete_draws(sampled)
-    raw = {n: sampled["posterior"][n].to_numpy()[:, :kept] for n in tree.DIMS}
-    chains = raw["mean"].shape[0]
+    draws, stats = _finished(sampled)
+    raw = {n: draws[n].to_numpy() for n in tree.DIMS}
+    chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
     labels = align(flat["weight"], flat["mean"], flat["covariance"], pivot)
     shape = (chains, kept)
@@ -310,7 +311,7 @@ def _collect(
     margin = labels.margin.reshape(shape)
     both = ("chain", "draw")
     index = {"chain": np.arange(chains), "draw": np.arange(kept)}
-    stats = _sample_stats(sampled, kept).assign(
+    stats = _sample_stats(stats).assign(
         loglik=(both, loglik.reshape(shape)),
         log_prior=(
             both,
@@ -368,7 +369,7 @@ def _collect(
         "engine": "nuts",
         "estimate": "posterior",
         "spec": spec.to_json(),
-        "stop_reason": "completed" if kept == draws else "interrupted",
+        "stop_reason": "completed" if (chains, kept) == wanted else "interrupted",
         "fingerprint": data.fingerprint,
         "bayesgmm_version": package_version(),
         "versions": json.dumps(
@@ -380,25 +381,38 @@ def _collect(
     return fit, verdict
 
 
-def _complete_draws(sampled: xr.DataTree) -> int:
-    """Return how many draws every chain has; nutpie pads an interrupted run with NaN."""
+def _finished(sampled: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return draws and statistics without what an interruption left open.
+
+    nutpie pads chains to one length with NaN. The rectangle of chains and draws that keeps most is
+    taken: a chain that had hardly begun is dropped rather than the draws of the others.
+    """
     if "posterior" not in sampled.children:
         raise KeyboardInterrupt
-    done = np.isfinite(sampled["sample_stats"]["logp"].to_numpy()).all(axis=0)
-    kept = int(done.size if done.all() else np.argmin(done))
-    if kept == 0:
+    finite = np.isfinite(sampled["sample_stats"]["logp"].to_numpy())
+    done = np.where(finite.all(axis=1), finite.shape[1], np.argmin(finite, axis=1))
+    longest_first = np.argsort(-done, kind="stable")
+    area = done[longest_first] * np.arange(1, len(done) + 1)
+    best = int(np.argmax(area))
+    if area[best] == 0:
         raise KeyboardInterrupt
-    return kept
+    part = {
+        "chain": np.sort(longest_first[: best + 1]),
+        "draw": slice(0, done[longest_first[best]]),
+    }
+    return (
+        sampled["posterior"].to_dataset().isel(part),
+        sampled["sample_stats"].to_dataset().isel(part),
+    )
 
 
-def _sample_stats(sampled: xr.DataTree, kept: int) -> xr.Dataset:
+def _sample_stats(stats: xr.Dataset) -> xr.Dataset:
     """The sampler's statistics under ArviZ's names."""
-    stats = sampled["sample_stats"].to_dataset().isel(draw=slice(0, kept))
     names = {"logp": "lp", "energy": "energy", "diverging": "diverging", "depth": "depth"}
     names |= {"n_steps": "n_steps", "step_size": "step_size"}
     names |= {"maxdepth_reached": "maxdepth_reached", "mean_tree_accept": "acceptance_rate"}
     found = {new: stats[old] for old, new in names.items() if old in stats}
-    return xr.Dataset(found).reset_coords(drop=True)
+    return xr.Dataset(found).drop_vars(["chain", "draw"])
 
 
 def _log_likelihoods(

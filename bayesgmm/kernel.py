@@ -15,7 +15,7 @@ from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-VERSION = 1
+VERSION = 2
 LANES = 64  # independent partial sums per reduction: enough for the adders to stay busy
 CHUNK = 1 << 15  # observations per unit of work for a thread; fixed, so that threads change no bit
 LOG_2PI = math.log(2.0 * math.pi)

@@ -75,15 +75,23 @@ def pull_back(count, first, second, whitening):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def has_density(log_weight, mean):  # type: ignore[no-untyped-def]
+    """Whether the weights are numbers below infinity and the means are finite."""
+    for j in range(mean.shape[0]):
+        if not log_weight[j] < np.inf:
+            return False
+        for f in range(mean.shape[1]):
+            if not np.isfinite(mean[j, f]):
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
     """Log-likelihood and its gradient by log-weights, means, covariances; NaN where none exists."""
     k, d = mean.shape
     whitening, is_definite = factorise(covariance, diagonal)
-    for j in range(k):
-        is_definite = is_definite and log_weight[j] < np.inf
-        for f in range(d):
-            is_definite = is_definite and np.isfinite(mean[j, f])
-    if not is_definite:
+    if not (is_definite and has_density(log_weight, mean)):
         return np.nan, np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
     loglik, zeroth, first, second = accumulate_all(x, weight, diagonal, log_weight, mean, whitening)
     by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
@@ -130,9 +138,9 @@ def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrin
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def pointwise(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
-    """Weighted log-density of every observation; NaN where a covariance is not one."""
+    """Weighted log-density of every observation; NaN where none exists."""
     whitening, is_definite = factorise(covariance, diagonal)
-    if not is_definite:
+    if not (is_definite and has_density(log_weight, mean)):
         return np.full(x.shape[0], np.nan)
     density = rows(x, log_weight, mean, whitening, False)[0]
     return density * weight if weight.shape[0] > 0 else density

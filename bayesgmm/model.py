@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
-from pytensor.link.numba.dispatch import numba_funcify
-from pytensor.link.numba.dispatch.basic import generate_fallback_impl
+from pytensor.link.numba.dispatch.basic import numba_njit
+from pytensor.link.numba.dispatch.random import numba_core_rv_funcify
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
@@ -309,19 +311,22 @@ def _covariance(
         transform=chart,
         dims=("cluster", "feature", "feature_bis"),
     )
-    _expect_object_mode(variable)
+    _draw_in_python(variable, random)
     return variable
 
 
-def _expect_object_mode(variable: Any) -> None:
-    """Tell Numba that this variable's draws are NumPy's on purpose: no warning for each use."""
+def _draw_in_python(variable: Any, draw: Callable[[Array, np.random.Generator], Array]) -> None:
+    """Tell Numba how to draw: in Python, on purpose, hence without a warning at each use."""
 
-    def in_python(op: Any, node: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Numba will use object mode")
-            return generate_fallback_impl(op, node, **kwargs)
+    @numba_core_rv_funcify.register(type(variable.owner.op))
+    def _numba_draw(op: Any, node: Any) -> Any:
+        @numba_njit
+        def core(rng, scale):  # type: ignore[no-untyped-def]
+            with numba.objmode(out="float64[:, :, ::1]"):
+                out = draw(scale, rng)
+            return out
 
-    numba_funcify.register(type(variable.owner.op))(in_python)
+        return core, None  # not to be cached: it holds the prior's numbers
 
 
 def _mean(prior: PseudoData | Separation, covariance: Any, chart: FamilyChart, k: int) -> Any:

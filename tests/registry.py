@@ -161,7 +161,8 @@ def _stretched(rng: np.random.Generator, k: int, d: int) -> tuple[np.ndarray, np
     count, _ = _wishart(rng, k, d)
     axes = np.linalg.qr(rng.normal(size=(k, d, d)))[0]
     spectrum = 10.0 ** rng.uniform(-4, 4, size=(k, d))
-    return count, count[:, None, None] * (axes * spectrum[:, None, :]) @ np.swapaxes(axes, 1, 2)
+    scatter = count[:, None, None] * (axes * spectrum[:, None, :]) @ np.swapaxes(axes, 1, 2)
+    return count, 0.5 * (scatter + np.swapaxes(scatter, 1, 2))
 
 
 def _alike(rng: np.random.Generator, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:

@@ -162,7 +162,11 @@ def test_the_fast_result_is_the_textbook_formula(family, d, kind):
             "E": lambda: total / n,
             "V": lambda: scatter / count[:, None, None],
             "EII": lambda: np.trace(total) / (n * d) * eye,
-            "VII": lambda: np.trace(scatter, axis1=1, axis2=2)[:, None, None] * eye / (count * d)[:, None, None],
+            "VII": lambda: (
+                np.trace(scatter, axis1=1, axis2=2)[:, None, None]
+                * eye
+                / (count * d)[:, None, None]
+            ),
             "EEI": lambda: np.diag(np.diag(total)) / n,
             "EVI": lambda: (diag * (det_diag.sum() / n / det_diag)[:, None])[..., None] * eye,
             "VVI": lambda: (diag / count[:, None])[..., None] * eye,

@@ -1,0 +1,109 @@
+"""PyMC models taken apart by the plain Python linker: quick to compile, one for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
+from pytensor.graph.replace import clone_replace
+
+from bayesgmm.covariance import FAMILIES, Covariance
+from bayesgmm.data import Data, read
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.model import FamilyChart, build
+from bayesgmm.moments import Parameters
+
+GOLDEN = Path(__file__).parent / "golden"
+PYTHON = Mode(linker="py", optimizer="fast_compile")
+SAMPLED = tuple(letters for letters in FAMILIES if not Covariance(letters).is_polar)
+ALL = (*SAMPLED, "E", "V")
+
+
+@cache
+def table(name: str, columns: int | None = None) -> pd.DataFrame:
+    """Return the first numeric columns of a golden data set."""
+    return pd.read_csv(GOLDEN / "data" / f"{name}.csv").select_dtypes("number").iloc[:, :columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A model as functions of its unconstrained point: [weight, covariance, mean] in one vector."""
+
+    model: pm.Model
+    data: Data
+    chart: FamilyChart
+    sizes: tuple[int, ...]
+    likelihood: Callable[[np.ndarray], tuple[float, np.ndarray]]  # with its gradient
+    prior: Callable[[np.ndarray], dict[str, float]]
+    parameters: Callable[[np.ndarray], Parameters]
+    slope: Callable[[np.ndarray], tuple[float, np.ndarray]]  # the covariances' log-density
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    def near_the_data(self, rng: np.random.Generator) -> np.ndarray:
+        """Return a random point whose means are among the data and covariances of their size."""
+        point = 0.5 * rng.normal(size=self.size)
+        rows = rng.choice(self.data.values, size=self.chart.k, replace=False)
+        point[-rows.size :] = rows.ravel()
+        return point
+
+
+def take_apart(
+    spec: GaussianMixture, X: pd.DataFrame, sample_weight: np.ndarray | None = None
+) -> Parts:
+    data = read(
+        X, sample_weight=sample_weight, family=spec.covariance, n_components=spec.n_components
+    )
+    model = build(spec, data)
+    values = model.value_vars
+    initial = model.initial_point()
+    shapes = [initial[v.name].shape for v in values]
+    sizes = tuple(int(np.prod(shape)) for shape in shapes)
+    point = pt.dvector("point")
+    pieces = pt.split(point, splits_size=list(sizes)) if len(sizes) > 1 else [point]
+    replace = {v: p.reshape(s) for v, p, s in zip(values, pieces, shapes, strict=True)}
+
+    def at(graph: pt.TensorVariable) -> pt.TensorVariable:
+        return clone_replace(graph, replace)
+
+    likelihood = at(model.logp(vars=model.observed_RVs))
+    free = {rv.name: at(model.logp(vars=[rv])) for rv in model.free_RVs}
+    plain = at(model.logp(vars=model.free_RVs, jacobian=False))
+    theta = model.replace_rvs_by_values([model[n] for n in ("weight", "mean", "covariance")])
+    compiled = [
+        pytensor.function([point], graph, mode=PYTHON, on_unused_input="ignore")
+        for graph in (
+            [likelihood, pt.grad(likelihood, point)],
+            [*free.values(), plain],
+            [at(part) for part in theta],
+            [free["covariance"], pt.grad(free["covariance"], point)],
+        )
+    ]
+    names = [*free, "without jacobian"]
+    return Parts(
+        model,
+        data,
+        model.rvs_to_transforms[model["covariance"]],
+        sizes,
+        lambda x: tuple(compiled[0](x)),
+        lambda x: dict(zip(names, map(float, compiled[1](x)), strict=True)),
+        lambda x: Parameters(*compiled[2](x)),
+        lambda x: tuple(compiled[3](x)),
+    )
+
+
+@cache
+def parts(letters: str, prior: object = "conjugate", k: int = 2) -> Parts:
+    """Return the model of iris (three columns; one, for the families of one dimension)."""
+    d = 1 if letters in ("E", "V") else 3
+    return take_apart(GaussianMixture(k, letters, prior), table("iris", d))

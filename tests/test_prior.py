@@ -1,0 +1,394 @@
+"""The priors: the density that NUTS samples, the one that is stated, and the draws are one.
+
+A density needs a measure. For every family the sampled density over the unconstrained vector is the
+stated density with respect to the invariant measure times that measure's Jacobian, which is
+computed here by finite differences from the covariances alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models import ALL, Parts, parts
+from scipy.special import betaln
+from scipy.stats import beta, dirichlet, halfnorm, invgamma, invwishart, kstest, lognorm, norm
+from test_op import covariances_by_hand
+
+from bayesgmm.covariance import Covariance
+from bayesgmm.errors import ArgumentError
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.model import FamilyChart, resolve
+from bayesgmm.predictive import draw_covariance
+from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
+from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data
+
+PARTLY_SHARED = ("VEI", "EVI", "VEE", "EVV")
+CONJUGATE = ConjugatePrior(dof=6.5, shrinkage=0.3, weight_concentration=2.5)
+LOG_NORMAL = SeparationPrior(correlation=1.7, weight_concentration=0.8)
+INVERSE_GAMMA = SeparationPrior(scale=InverseGamma(), correlation=1.7)
+HALF_NORMAL = SeparationPrior(scale=HalfNormal(), correlation=1.7)
+CASES = [
+    (letters, prior)
+    for letters in ALL
+    for prior in (CONJUGATE, LOG_NORMAL, INVERSE_GAMMA, HALF_NORMAL)
+    if prior in (CONJUGATE, LOG_NORMAL) or letters not in PARTLY_SHARED
+]
+NAMES = {CONJUGATE: "conjugate", LOG_NORMAL: "lognormal"}
+NAMES |= {INVERSE_GAMMA: "inversegamma", HALF_NORMAL: "halfnormal"}
+every_case = pytest.mark.parametrize(
+    ("letters", "prior"), CASES, ids=[f"{letters}-{NAMES[prior]}" for letters, prior in CASES]
+)
+
+
+def resolved(model: Parts, letters: str, prior: object) -> PseudoData | Separation:
+    return resolve(GaussianMixture(model.chart.k, letters, prior), model.data)
+
+
+def points(model: Parts, seed: int, n: int = 8) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [model.near_the_data(rng) for _ in range(n)]
+
+
+def is_constant(values: list[float], tolerance: float = 1e-6) -> bool:
+    return float(np.ptp(values)) < tolerance
+
+
+def log_jacobian(f: object, at: np.ndarray) -> float:
+    """log|det| of a square map, by central differences of fourth order."""
+    h = 1e-3
+    columns = []
+    for e in np.eye(len(at)):
+        step = [f(at + j * h * e) for j in (-2, -1, 1, 2)]
+        columns.append((step[0] - 8 * step[1] + 8 * step[2] - step[3]) / (12 * h))
+    sign, value = np.linalg.slogdet(np.stack(columns, axis=1))
+    assert sign != 0
+    return float(value)
+
+
+def vech(matrix: np.ndarray) -> np.ndarray:
+    return matrix[np.tril_indices(len(matrix))]
+
+
+def log_invariant(model: Parts, covariance: np.ndarray) -> float:
+    """The invariant measure's density over the vector: of every distinct shape's whole matrix.
+
+    |S|^-(d+1)/2 dS splits into volume and shape, so that shapes alone have it when the volume is
+    shared or not; in families of diagonal matrices the vector is already logarithms.
+    """
+    family, d = model.chart.family, model.chart.d
+    if family.is_diagonal:
+        return 0.0
+    single = FamilyChart(Covariance("VVV"), 1, model.chart.unit)
+    total = 0.0
+    for matrix in covariance[: 1 if family.shape == "E" else len(covariance)]:
+        at = single.forward(matrix[None]).eval()
+        into = log_jacobian(lambda v: vech(covariances_by_hand(single, v)[0]), at)
+        total += into - 0.5 * (d + 1) * np.linalg.slogdet(matrix)[1]
+    return total
+
+
+class TestDensity:
+    @every_case
+    def test_the_sampled_density_is_the_stated_one(
+        self, letters: str, prior: ConjugatePrior | SeparationPrior
+    ) -> None:
+        model = parts(letters, prior)
+        stated = resolved(model, letters, prior)
+        family = Covariance(letters)
+        gaps = []
+        for at in points(model, 1):
+            theta = model.parameters(at)
+            value = float(log_density(stated, family, theta.weight, theta.mean, theta.covariance))
+            # Weights: the density is of all but the last, the vector is the centred log-ratio.
+            simplex = np.log(theta.weight).sum()
+            found = model.prior(at)
+            sampled = found["weight"] + found["covariance"] + found["mean"]
+            gaps.append(sampled - value - simplex - log_invariant(model, theta.covariance))
+        assert is_constant(gaps), gaps
+
+    @pytest.mark.parametrize("letters", ALL)
+    @pytest.mark.parametrize("prior", [CONJUGATE, LOG_NORMAL], ids=["conjugate", "lognormal"])
+    def test_weights_and_means_are_scipys(
+        self, letters: str, prior: ConjugatePrior | SeparationPrior
+    ) -> None:
+        model = parts(letters, prior)
+        stated = resolved(model, letters, prior)
+        weights, means = [], []
+        for at in points(model, 2):
+            theta = model.parameters(at)
+            found = model.prior(at)
+            law = dirichlet(np.full(2, prior.weight_concentration))
+            # logpdf over the first weight; d w_1 / d log-ratio is w_1 w_2, the ratio's unit fixed
+            jacobian = np.log(theta.weight).sum()
+            weights.append(found["weight"] - law.logpdf(theta.weight) - jacobian)
+            if isinstance(stated, PseudoData):
+                z = np.linalg.solve(
+                    np.linalg.cholesky(theta.covariance), (theta.mean - stated.mean)[..., None]
+                )
+                wanted = norm.logpdf(z * np.sqrt(stated.shrinkage)).sum()
+                wanted -= 0.5 * np.linalg.slogdet(theta.covariance)[1].sum()
+            else:
+                wanted = norm(stated.mean, stated.mean_sd).logpdf(theta.mean).sum()
+            means.append(found["mean"] - wanted)
+        assert is_constant(weights)
+        assert is_constant(means)
+
+    @pytest.mark.parametrize("letters", ["VVV", "EEE"])
+    def test_whole_matrices_are_inverse_wishart(self, letters: str) -> None:
+        model = parts(letters, CONJUGATE)
+        cov = np.cov(model.data.values.T)
+        law = invwishart(6.5, cov / 2.0 ** (2.0 / 3.0))
+        single = FamilyChart(Covariance("VVV"), 1, model.chart.unit)
+        gaps = []
+        for at in points(model, 3):
+            covariance = model.parameters(at).covariance
+            wanted = 0.0
+            for matrix in covariance[: 1 if letters == "EEE" else 2]:
+                v = single.forward(matrix[None]).eval()
+                wanted += law.logpdf(matrix)
+                wanted += log_jacobian(lambda v: vech(covariances_by_hand(single, v)[0]), v)
+            gaps.append(model.prior(at)["covariance"] - wanted)
+        assert is_constant(gaps)
+
+    @pytest.mark.parametrize("letters", ["VVI", "EEI", "VII", "EII", "V", "E"])
+    def test_variances_are_inverse_gamma(self, letters: str) -> None:
+        model = parts(letters, CONJUGATE)
+        d = model.chart.d
+        spread = np.var(model.data.values, axis=0, ddof=1).mean() / 2.0 ** (2.0 / d)
+        law = invgamma(6.5 / 2.0, scale=spread / 2.0)
+        family = Covariance(letters)
+        gaps = []
+        for at in points(model, 4):
+            variance = np.diagonal(model.parameters(at).covariance, axis1=1, axis2=2)
+            own = variance[: 1 if family.is_common else 2, : 1 if family.shape == "I" else d]
+            # The vector is linear in log-variances: d v / d log v = v.
+            gaps.append(model.prior(at)["covariance"] - (law.logpdf(own) + np.log(own)).sum())
+        assert is_constant(gaps)
+
+    @pytest.mark.parametrize("letters", ["VVV", "EEE", "VVI", "EEI", "VII", "EII", "V", "E"])
+    @pytest.mark.parametrize(
+        "prior", [LOG_NORMAL, INVERSE_GAMMA, HALF_NORMAL], ids=lambda prior: NAMES[prior]
+    )
+    def test_separation_is_lkj_times_scipys_scales(
+        self, letters: str, prior: SeparationPrior
+    ) -> None:
+        model = parts(letters, prior)
+        family, d = Covariance(letters), model.chart.d
+        sd = np.std(model.data.values, axis=0, ddof=1)
+        if family.shape == "I":
+            sd = np.full(d, np.sqrt(np.mean(sd**2)))
+        match prior.scale:
+            case LogNormal(mu, sigma):
+                law = lognorm(sigma, scale=np.exp(mu) * sd)
+            case InverseGamma(alpha, rate):
+                law = invgamma(alpha, scale=rate * sd)
+            case HalfNormal(sigma):
+                law = halfnorm(scale=sigma * sd)
+        single = FamilyChart(Covariance("VVV"), 1, model.chart.unit)
+        strict = np.tril_indices(d, -1)
+
+        def apart(v: np.ndarray) -> np.ndarray:
+            """Vector -> log sds and correlations."""
+            matrix = covariances_by_hand(single, v)[0]
+            s = np.sqrt(np.diagonal(matrix))
+            return np.concatenate([np.log(s), (matrix / s[:, None] / s)[strict]])
+
+        gaps = []
+        for at in points(model, 5):
+            covariance = model.parameters(at).covariance
+            wanted = 0.0
+            for matrix in covariance[: 1 if family.is_common else 2]:
+                s = np.sqrt(np.diagonal(matrix))
+                each = law.logpdf(s) + np.log(s)  # of log sd
+                if family.shape == "I":
+                    wanted += each[0]
+                    continue
+                wanted += each.sum()
+                if not family.is_diagonal:
+                    correlation = matrix / s[:, None] / s
+                    wanted += (prior.correlation - 1.0) * np.linalg.slogdet(correlation)[1]
+                    wanted += log_jacobian(apart, single.forward(matrix[None]).eval())
+            gaps.append(model.prior(at)["covariance"] - wanted)
+        assert is_constant(gaps)
+
+    @pytest.mark.parametrize("letters", ["VEE", "EVV", "VEI", "EVI"])
+    def test_the_log_normal_splits_into_volume_and_shape(self, letters: str) -> None:
+        """What is stated for families that share one of the two, in k = 1 the plain separation."""
+        model, whole = parts(letters, LOG_NORMAL, 1), "VVI" if letters.endswith("I") else "VVV"
+        other = parts(whole, LOG_NORMAL, 1)
+        gaps = []
+        for at in points(model, 6):
+            # A common correlation moves volume from sds: only diagonal families are the same.
+            if letters.endswith("I"):
+                gaps.append(model.prior(at)["covariance"] - other.prior(at)["covariance"])
+        assert not gaps or is_constant(gaps)
+
+    @pytest.mark.parametrize("letters", [x for x in ALL if not Covariance(x).is_common])
+    def test_one_component_makes_families_one(self, letters: str) -> None:
+        """With k = 1 the conjugate prior depends on shape and orientation being there, not on E."""
+        model = parts(letters, CONJUGATE, 1)
+        common = parts(letters.replace("V", "E"), CONJUGATE, 1)
+        gaps = [
+            model.prior(at)["covariance"] - common.prior(at)["covariance"]
+            for at in points(model, 7)
+        ]
+        assert is_constant(gaps)
+
+
+def stein(model: Parts, vectors: np.ndarray) -> np.ndarray:
+    """z-scores of E[f d_i log p + d_i f] = 0, which holds for draws of p and no other law.
+
+    For f one of 1, v_j and tanh(2 v_j), in standardised coordinates.
+    """
+    before = np.zeros(model.sizes[0]) if len(model.sizes) == 3 else np.zeros(0)
+    after = np.zeros(model.sizes[-1])
+    rows = slice(len(before), len(before) + vectors.shape[1])
+    slopes = np.array([model.slope(np.concatenate([before, v, after]))[1][rows] for v in vectors])
+    scale = vectors.std(axis=0)
+    v, slopes = (vectors - vectors.mean(axis=0)) / scale, slopes * scale
+    terms = [slopes]
+    for j, e in enumerate(np.eye(v.shape[1])):
+        terms.append(v[:, [j]] * slopes + e)
+        t = np.tanh(2.0 * v[:, [j]])
+        terms.append(t * slopes + 2.0 * (1.0 - t**2) * e)
+    each = np.concatenate(terms, axis=1)
+    return each.mean(axis=0) / (each.std(axis=0) / np.sqrt(len(each)))
+
+
+def unconstrained(chart: FamilyChart, covariance: np.ndarray) -> np.ndarray:
+    """Vectors of many covariances (s, k, d, d), in NumPy."""
+    index = np.arange(chart.d)
+    if chart.family.is_diagonal:
+        log_s = np.log(covariance[:, :, index, index] / chart.unit**2)
+        return log_s.reshape(len(log_s), -1) @ chart.spectrum_inverse.T
+    factor = np.linalg.cholesky(covariance) / chart.unit[:, None]
+    root = factor[:, :, index, index]
+    below = (factor / root[:, :, None, :])[:, :, chart.rows, chart.columns]
+    return np.hstack(
+        [
+            2.0 * np.log(root).reshape(len(root), -1) @ chart.spectrum_inverse.T,
+            below.reshape(len(root), -1) @ chart.below_inverse.T,
+        ]
+    )
+
+
+class TestDraws:
+    @every_case
+    def test_draws_have_the_density(
+        self, letters: str, prior: ConjugatePrior | SeparationPrior
+    ) -> None:
+        model = parts(letters, prior)
+        family, stated = Covariance(letters), resolved(model, letters, prior)
+        rng = np.random.default_rng(8)
+        draws = np.stack([draw_covariance(stated, family, 2, rng) for _ in range(1500)])
+        vectors = unconstrained(model.chart, draws)
+        again = np.stack([covariances_by_hand(model.chart, v) for v in vectors[:50]])
+        np.testing.assert_allclose(draws[:50], again, rtol=1e-7, atol=1e-12 * draws.max())
+        z = stein(model, vectors)
+        assert np.abs(z).max() < 4.5
+
+    def test_the_check_sees_a_wrong_prior(self) -> None:
+        """Draws with half a degree of freedom more, or with eta off by a third, are caught."""
+        model, family = parts("EVV", CONJUGATE), Covariance("EVV")
+        planted = resolved(model, "EVV", ConjugatePrior(dof=7.0))
+        rng = np.random.default_rng(9)
+        draws = np.stack([draw_covariance(planted, family, 2, rng) for _ in range(1500)])
+        assert np.abs(stein(model, unconstrained(model.chart, draws))).max() > 6
+        model = parts("VVV", LOG_NORMAL)
+        planted = resolved(model, "VVV", SeparationPrior(correlation=2.2))
+        draws = np.stack([draw_covariance(planted, Covariance("VVV"), 2, rng) for _ in range(1500)])
+        assert np.abs(stein(model, unconstrained(model.chart, draws))).max() > 4.5
+
+    def test_inverse_wishart_by_its_moments(self) -> None:
+        model = parts("VVV", CONJUGATE)
+        stated = resolved(model, "VVV", CONJUGATE)
+        scale = np.cov(model.data.values.T) / 2.0 ** (2.0 / 3.0)
+        rng = np.random.default_rng(10)
+        draws = np.concatenate(
+            [draw_covariance(stated, Covariance("VVV"), 2, rng) for _ in range(2000)]
+        )
+        precision = np.linalg.inv(draws)
+        mean = 6.5 * np.linalg.inv(scale)
+        error = precision.std(axis=0) / np.sqrt(len(draws))
+        assert (np.abs(precision.mean(axis=0) - mean) < 4.5 * error).all()
+        reference = invwishart(6.5, scale).rvs(4000, random_state=11)
+        for f in (lambda c: np.linalg.slogdet(c)[1], lambda c: c[:, 0, 1], lambda c: c[:, 2, 2]):
+            assert kstest(f(draws), f(reference)).pvalue > 1e-3
+
+    def test_lkj_by_its_marginal(self) -> None:
+        model = parts("VVV", LOG_NORMAL)
+        stated = resolved(model, "VVV", LOG_NORMAL)
+        rng = np.random.default_rng(12)
+        draws = np.concatenate(
+            [draw_covariance(stated, Covariance("VVV"), 2, rng) for _ in range(1000)]
+        )
+        sd = np.sqrt(np.diagonal(draws, axis1=1, axis2=2))
+        for i, j in ((1, 0), (2, 0), (2, 1)):
+            half = 0.5 * (1.0 + draws[:, i, j] / sd[:, i] / sd[:, j])
+            shape = 1.7 - 1.0 + 3 / 2
+            assert kstest(half, beta(shape, shape).cdf).pvalue > 1e-3
+        column = np.std(model.data.values, axis=0, ddof=1)
+        for j in range(3):
+            law = lognorm(0.75, scale=0.5 * column[j])
+            assert kstest(sd[:, j], law.cdf).pvalue > 1e-3
+
+    def test_lkj_density_is_normalised_as_published(self) -> None:
+        """Two dimensions, where LKJ(eta) is (1 - r^2)^(eta - 1): the density's only free exponent."""
+        r = np.linspace(-1, 1, 200_001)
+        eta = 1.7
+        total = np.trapezoid((1 - r**2) ** (eta - 1), r)
+        published = 2.0 ** (2 * eta - 1) * np.exp(betaln(eta, eta))
+        assert total == pytest.approx(published, rel=1e-4)
+
+
+class TestNumbers:
+    def test_separation_in_data_units(self) -> None:
+        model = parts("VVV")
+        prior = SeparationPrior(
+            mean=[1.0, 2.0, 3.0],
+            mean_sd=[4.0, 5.0, 6.0],
+            scale=HalfNormal([7.0, 8.0, 9.0]),
+            units="data",
+        )
+        stated = resolved(model, "VVV", prior)
+        assert isinstance(stated, Separation)
+        np.testing.assert_array_equal(stated.mean, [1.0, 2.0, 3.0])
+        np.testing.assert_array_equal(stated.mean_sd, [4.0, 5.0, 6.0])
+        assert stated.scale == HalfNormal((7.0, 8.0, 9.0))
+
+    def test_separation_in_units_of_the_spread(self) -> None:
+        model = parts("VVV")
+        x = model.data.values
+        stated = resolved(model, "VVV", SeparationPrior(mean=1.0, mean_sd=2.0, scale=HalfNormal(3)))
+        sd = x.std(axis=0, ddof=1)
+        np.testing.assert_allclose(stated.mean, x.mean(axis=0) + sd, rtol=1e-12)
+        np.testing.assert_allclose(stated.mean_sd, 2.0 * sd, rtol=1e-12)
+        np.testing.assert_allclose(stated.scale.sigma, 3.0 * sd, rtol=1e-12)
+
+    def test_numbers_for_other_features(self) -> None:
+        with pytest.raises(ArgumentError, match="2 numbers were given for 3 features"):
+            resolved(parts("VVV"), "VVV", SeparationPrior(mean=[1.0, 2.0]))
+        with pytest.raises(ArgumentError, match="one scale"):
+            resolved(parts("VII"), "VII", SeparationPrior(scale=HalfNormal([1.0, 2.0, 3.0])))
+        with pytest.raises(ArgumentError, match="exceed"):
+            resolved(parts("VVV"), "VVV", ConjugatePrior(dof=2.0))
+
+    @pytest.mark.parametrize("letters", ["VVV", "EEE", "VVI", "VII"])
+    def test_the_conjugate_prior_is_in_the_datas_own_units(self, letters: str) -> None:
+        """Another unit of measurement shifts every log-density by a constant only."""
+        model = parts(letters, CONJUGATE)
+        scale = 1024.0
+        data = model.data
+        family = Covariance(letters)
+        spec = GaussianMixture(2, letters, CONJUGATE)
+        cov = data.covariance * np.outer(data.scale, data.scale)
+        mean = data.center + data.scale * data.mean
+        one = pseudo_data(spec.prior, family, 2, mean=mean, covariance=cov)
+        two = pseudo_data(spec.prior, family, 2, mean=scale * mean, covariance=scale**2 * cov)
+        gaps = []
+        for at in points(model, 13):
+            t = model.parameters(at)
+            a = log_density(one, family, t.weight, t.mean, t.covariance)
+            b = log_density(two, family, t.weight, scale * t.mean, scale**2 * t.covariance)
+            gaps.append(float(a - b))
+        assert is_constant(gaps, 1e-9)
