@@ -18,16 +18,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesgmm import datasets as datasets
     from bayesgmm.bayes import sample_posterior as sample_posterior
+    from bayesgmm.comparison import compare as compare
+    from bayesgmm.comparison import format_table as format_table
+    from bayesgmm.comparison import to_frame as to_frame
     from bayesgmm.covariance import Covariance as Covariance
     from bayesgmm.fit import fit_em as fit_em
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.model import to_pymc as to_pymc
     from bayesgmm.moments import Parameters as Parameters
+    from bayesgmm.page import report as report
+    from bayesgmm.plots import plot_compare as plot_compare
+    from bayesgmm.plots import plot_density as plot_density
     from bayesgmm.prior import ConjugatePrior as ConjugatePrior
     from bayesgmm.prior import HalfNormal as HalfNormal
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
+    from bayesgmm.rows import summary as summary
     from bayesgmm.tree import load as load
     from bayesgmm.tree import save as save
 
@@ -40,10 +47,17 @@ _WHERE = {
     "LogNormal": "prior",
     "Parameters": "moments",
     "SeparationPrior": "prior",
+    "compare": "comparison",
     "fit_em": "fit",
+    "format_table": "comparison",
     "load": "tree",
+    "plot_compare": "plots",
+    "plot_density": "plots",
+    "report": "page",
     "sample_posterior": "bayes",
     "save": "tree",
+    "summary": "rows",
+    "to_frame": "comparison",
     "to_pymc": "model",
 }
 _MODULES = ("datasets", "errors")

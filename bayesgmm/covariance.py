@@ -293,18 +293,16 @@ def shared_axes(covariance: Array) -> Array:
 def _ascend_common_axes(
     count: Array, scatter: Array, share: Share, axes: Array
 ) -> tuple[Array, float]:
-    value, moved = -np.inf, np.inf
+    value = -np.inf
     for _ in range(1000):
         turned = axes.T @ scatter @ axes
         spread = np.diagonal(turned, axis1=1, axis2=2)
         diagonal = share(count, spread, None)
         new = float(-0.5 * (count @ np.log(diagonal).sum(axis=1) + (spread / diagonal).sum()))
-        if not (new > value and moved > 1e-10):
+        if not new > value + 1e-14 * abs(new):
             break
         value = new
-        rotation = _plane_rotations(turned, 1.0 / diagonal)
-        moved = np.abs(rotation - np.eye(len(axes))).max()
-        axes = axes @ rotation
+        axes = axes @ _plane_rotations(turned, 1.0 / diagonal)
     return _rotate(np.broadcast_to(axes, scatter.shape), diagonal), value
 
 

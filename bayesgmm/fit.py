@@ -57,7 +57,7 @@ def fit_em(
         DataFrame, array or anything tabular; names and index survive.
     estimate : {"mle", "map"}
         Maximum likelihood, or the mode of the posterior under ``spec.prior`` (conjugate), in the
-        coordinates that `bayesgmm.prior` states.
+        coordinates that `bayesgmm.resolved` states.
     sample_weight : (n,) array, optional
         Frequencies: weight 2 is the row twice, weight 0 the row absent.
     start : optional
@@ -127,7 +127,7 @@ def fit_em(
             break
     usable = [i for i, r in enumerate(runs) if r.is_usable]
     if not usable:
-        raise NumericalError(_no_usable(runs, spec))
+        raise NumericalError(_no_usable(runs, spec, estimate))
     best = max(usable, key=lambda i: runs[i].objective)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS
     information = None
@@ -247,15 +247,17 @@ def _facts(
     }
 
 
-def _no_usable(runs: list[Run], spec: GaussianMixture) -> str:
+def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     rows = "\n".join(
         f"  start {i} ({r.method}): {r.reason} after {max(len(r.trace) - 1, 0)} steps"
         for i, r in enumerate(runs)
     )
+    # Under the prior a component may be empty, but is never singular.
+    advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     return (
-        f"all {len(runs)} starts ended with a singular, empty or tiny component, where the "
-        f"likelihood of {spec.covariance} has no maximum:\n{rows}\nUse fewer components, a family "
-        "with a common covariance (EEE, EEI, EII), or estimate='map', whose prior has a maximum."
+        f"all {len(runs)} starts ended with a singular, empty or tiny component, which is no "
+        f"optimum of {spec.covariance} to report:\n{rows}\nUse fewer components or a family with "
+        f"a common covariance (EEE, EEI, EII){advice}."
     )
 
 
@@ -309,7 +311,9 @@ def _result(
             coords=chain,
         ),
         "criteria": _criteria(loglik, p, bic, icl),
-        "log_likelihood": xr.Dataset({"x": (("chain", "draw", "obs"), row[None, None])}, chain),
+        "log_likelihood": xr.Dataset(
+            {"x": (("chain", "draw", "obs"), (weight * row)[None, None])}, chain
+        ),
         "observed_data": xr.Dataset({"x": (("obs", "feature"), data.values)}),
         "constant_data": xr.Dataset({"sample_weight": ("obs", weight)}),
         "starts": _starts_table(runs, best, shift),

@@ -179,7 +179,7 @@ def _numba_conjugate_terms(op: Any, node: Any, **kwargs: Any) -> Any:
 
 
 class Chart(Op):
-    """Covariances (k, d, d) of a family from its unconstrained vector; see `bayes.FamilyChart`.
+    """Covariances (k, d, d) of a family from its unconstrained vector; see `model.FamilyChart`.
 
     Inputs: vector (p + q,), spectrum (k d, p), below (k d (d-1)/2, q), unit (d,).
     """

@@ -156,7 +156,7 @@ def _separate(prior: Separation, family: Covariance, k: int, rng: np.random.Gene
     if family.shape == "I":
         log_sd = np.repeat(_log_scales(prior.scale, (distinct, d), rng)[:, :1], d, axis=1)
     elif {family.volume, family.shape} == {"E", "V"}:
-        assert isinstance(prior.scale, LogNormal)  # `prior.separation` refuses the others
+        assert isinstance(prior.scale, LogNormal)  # `resolved.separation` refuses the others
         mu, sigma = np.asarray(prior.scale.mu), prior.scale.sigma
         root = mu.mean() + sigma / np.sqrt(d) * rng.normal(size=(k if shapes == 1 else 1, 1))
         y = mu + sigma * rng.normal(size=(shapes, d))

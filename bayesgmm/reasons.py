@@ -56,7 +56,7 @@ class Evidence:
     draws : (s,) array
         All draws of the parameter.
     z, sd_ratio, overlap, r_hat, ess : float
-        As in `compare.compare`; ``ess`` is the bulk effective sample size.
+        As in `comparison.compare`; ``ess`` is the bulk effective sample size.
     log_prior : (s,) array or None
         Log prior density of each draw; None where the prior acts on both fits, or is not known.
     loglik_gap : float

@@ -111,4 +111,6 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree:
         raise ArgumentError("path", f"{source} is not a NetCDF file ({error})") from error
     if "spec" not in fit.attrs or "posterior" not in fit.children:
         raise ArgumentError("path", f"{source} is not a fit of bayesgmm: it has no specification")
+    # NetCDF gives numbers back as NumPy's.
+    fit.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in fit.attrs.items()}
     return fit

@@ -339,7 +339,7 @@ def _treedepth(stats: xr.Dataset, max_treedepth: int | None) -> Check:
         "hit the maximum tree depth",
         TREEDEPTH,
         "Trajectories are cut short, which costs effective draws: the posterior is narrow in some "
-        "direction. Tune longer, or raise max_treedepth.",
+        "direction. Tune longer (tune=2000), or use fewer components.",
     )
 
 

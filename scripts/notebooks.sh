@@ -24,4 +24,22 @@ if [ "$count" -eq 0 ]; then
     exit 1
 fi
 
-exec "$python" -m pytest --nbmake --nbmake-timeout=600 --overwrite -n "${WORKERS:-1}" "$out"
+"$python" -m pytest --nbmake --nbmake-timeout=600 --overwrite -n "${WORKERS:-1}" "$out"
+
+# What a cell writes to stderr is a warning that a reader would see: none is meant to be there.
+exec "$python" - "$out" <<'END'
+import json
+import pathlib
+import sys
+
+noise = [
+    (path.name, "".join(output["text"]))
+    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.ipynb"))
+    for cell in json.loads(path.read_text())["cells"]
+    for output in cell.get("outputs", [])
+    if output.get("name") == "stderr"
+]
+for name, text in noise:
+    print(f"{name} writes to stderr: {text}", file=sys.stderr)
+sys.exit(bool(noise))
+END

@@ -1,4 +1,7 @@
-"""PyMC models taken apart by the plain Python linker: quick to compile, one for every family."""
+"""PyMC models for many tests, each made once.
+
+`parts` takes a model apart by the plain Python linker: quick to compile, for every family.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ import pandas as pd
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
+import xarray as xr
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace
 
+from bayesgmm.bayes import sample_posterior
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.data import Data, read
+from bayesgmm.fit import fit_em
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import FamilyChart, build
 from bayesgmm.moments import Parameters
@@ -107,3 +113,17 @@ def parts(letters: str, prior: object = "conjugate", k: int = 2) -> Parts:
     """Return the model of iris (three columns; one, for the families of one dimension)."""
     d = 1 if letters in ("E", "V") else 3
     return take_apart(GaussianMixture(k, letters, prior), table("iris", d))
+
+
+@cache
+def maximum() -> xr.DataTree:
+    """Return Old Faithful's maximum-likelihood fit with two components."""
+    return fit_em(GaussianMixture(2), table("faithful"), random_seed=1)
+
+
+@cache
+def posterior() -> xr.DataTree:
+    """Return Old Faithful's posterior draws, with every default: one run for many tests."""
+    return sample_posterior(
+        GaussianMixture(2), table("faithful"), mle=maximum(), random_seed=1, progressbar=False
+    )

@@ -157,10 +157,10 @@ def _nearly_round(rng: np.random.Generator, k: int, d: int) -> tuple[np.ndarray,
 
 
 def _stretched(rng: np.random.Generator, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Condition numbers up to 1e8, volumes that differ a thousandfold."""
+    """Condition numbers up to 1e6, volumes that differ a hundredfold."""
     count, _ = _wishart(rng, k, d)
     axes = np.linalg.qr(rng.normal(size=(k, d, d)))[0]
-    spectrum = 10.0 ** rng.uniform(-4, 4, size=(k, d))
+    spectrum = 10.0 ** rng.uniform(-3, 3, size=(k, d))
     scatter = count[:, None, None] * (axes * spectrum[:, None, :]) @ np.swapaxes(axes, 1, 2)
     return count, 0.5 * (scatter + np.swapaxes(scatter, 1, 2))
 
