@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from bayesgmm.page import report as report
     from bayesgmm.plots import plot_compare as plot_compare
     from bayesgmm.plots import plot_density as plot_density
+    from bayesgmm.prediction import predict as predict
+    from bayesgmm.prediction import predict_proba as predict_proba
+    from bayesgmm.prediction import score as score
+    from bayesgmm.prediction import simulate as simulate
     from bayesgmm.prior import ConjugatePrior as ConjugatePrior
     from bayesgmm.prior import HalfNormal as HalfNormal
     from bayesgmm.prior import InverseGamma as InverseGamma
@@ -53,9 +57,13 @@ _WHERE = {
     "load": "tree",
     "plot_compare": "plots",
     "plot_density": "plots",
+    "predict": "prediction",
+    "predict_proba": "prediction",
     "report": "page",
     "sample_posterior": "bayes",
     "save": "tree",
+    "score": "prediction",
+    "simulate": "prediction",
     "summary": "rows",
     "to_frame": "comparison",
     "to_pymc": "model",

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def sample_posterior(
     refuse_unsupported(spec)
     for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
         whole_number(name, value, least=1)
-    if not 0 < target_accept < 1:
+    if not isinstance(target_accept, Real) or not 0 < target_accept < 1:
         raise ArgumentError("target_accept", f"must be between 0 and 1, not {target_accept!r}")
     if cores is not None:
         whole_number("cores", cores, least=1)
@@ -175,6 +176,10 @@ def _pivot(
 ) -> Parameters:
     """EM's optimum in data units: where chains start, and whose labels the draws get."""
     if mle is not None:
+        if not isinstance(mle, xr.DataTree) or "spec" not in mle.attrs:
+            raise ArgumentError("mle", "must be a fit by fit_em")
+        if mle.attrs["engine"] != "em":
+            raise ArgumentError("mle", "has many draws; give the one point of a fit by fit_em")
         if mle.attrs.get("fingerprint") != data.fingerprint:
             raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
         other = tree.spec_of(mle)

@@ -167,6 +167,14 @@ def maximise(family: Covariance, count: Array, scatter: Array, start: Array | No
     ----------
     Celeux & Govaert (1995), section 4 and Table 2.
     """
+    try:
+        with np.errstate(all="ignore"):
+            return _maximise(family, count, scatter, start)
+    except np.linalg.LinAlgError:  # a singular or not finite matrix in one of the iterations
+        return np.full(scatter.shape, np.nan)
+
+
+def _maximise(family: Covariance, count: Array, scatter: Array, start: Array | None) -> Array:
     share = _SHARE[family.volume, family.shape]
     if family.shape == "I":
         d = scatter.shape[1]

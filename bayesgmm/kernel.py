@@ -15,7 +15,7 @@ from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-VERSION = 2
+VERSION = 4
 LANES = 64  # independent partial sums per reduction: enough for the adders to stay busy
 CHUNK = 1 << 15  # observations per unit of work for a thread; fixed, so that threads change no bit
 LOG_2PI = math.log(2.0 * math.pi)
@@ -127,6 +127,42 @@ def _whiten_block(x, size, diagonal, mean, whitening, constant, y, z, a):  # typ
             a[i] = _fma(t[i], t[i], a[i])
     for i in range(size):
         a[i] = constant - 0.5 * a[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def factorise(covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Whitening of every covariance, and whether all are positive definite."""
+    k, d = covariance.shape[0], covariance.shape[1]
+    whitening = np.zeros((k, d, d))
+    for j in range(k):
+        w = whitening[j]
+        if diagonal:
+            for f in range(d):
+                v = covariance[j, f, f]
+                if not (v > 0.0 and v < np.inf):
+                    return whitening, False
+                w[f, f] = 1.0 / math.sqrt(v)
+            continue
+        factor = np.zeros((d, d))
+        for f in range(d):
+            for g in range(f + 1):
+                t = covariance[j, f, g]
+                for h in range(g):
+                    t -= factor[f, h] * factor[g, h]
+                if f > g:
+                    factor[f, g] = t / factor[g, g]
+                elif t > 0.0 and t < np.inf:
+                    factor[f, f] = math.sqrt(t)
+                else:
+                    return whitening, False
+        for g in range(d):
+            w[g, g] = 1.0 / factor[g, g]
+            for f in range(g + 1, d):
+                t = 0.0
+                for h in range(g, f):
+                    t -= factor[f, h] * w[h, g]
+                w[f, g] = t / factor[f, f]
+    return whitening, True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -328,12 +364,39 @@ def accumulate_all(x, weight, diagonal, log_weight, mean, whitening):  # type: i
     return loglik, zeroth, first, second
 
 
+@njit(error_model="numpy")
+def _nearest(x, log_weight, mean, whitening, constant, a):  # type: ignore[no-untyped-def]
+    """Set a to -inf but for the component of least whitened distance, in units with no overflow."""
+    k, d = mean.shape
+    unit, steepest = 0.0, 0.0
+    for f in range(d):
+        unit = max(unit, abs(x[f]))
+        for j in range(k):
+            if log_weight[j] > -np.inf:
+                unit = max(unit, abs(mean[j, f]))
+                for g in range(f + 1):
+                    steepest = max(steepest, abs(whitening[j, f, g]))
+    least = np.inf
+    for j in range(k):
+        a[j] = np.inf
+        if log_weight[j] > -np.inf:
+            a[j] = 0.0
+            for f in range(d):
+                t = 0.0
+                for g in range(f + 1):
+                    t += whitening[j, f, g] / steepest * (x[g] / unit - mean[j, g] / unit)
+                a[j] += t * t
+            least = min(least, a[j])
+    for j in range(k):
+        a[j] = constant[j] if a[j] == least else -np.inf
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def rows(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untyped-def]
     """Log-density of every observation and, if ``responsible``, (k, n) responsibilities.
 
     An observation so far away that every squared distance overflows gets log-density -inf and
-    goes to the component whose whitened distance is smallest, compared at a finite scale.
+    goes to the component whose whitened distance is smallest.
     """
     k, d = mean.shape
     n = x.shape[0]
@@ -342,25 +405,27 @@ def rows(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untype
     constant = constants(log_weight, whitening)
     a = np.empty(k)
     for i in range(n):
-        unit = 1.0
-        for f in range(d):
-            unit = max(unit, abs(x[i, f]) * 1e-100)
         top = -np.inf
         for j in range(k):
             square = 0.0
             for f in range(d):
                 t = 0.0
                 for g in range(f + 1):
-                    t += whitening[j, f, g] * (x[i, g] / unit - mean[j, g] / unit)
+                    t += whitening[j, f, g] * (x[i, g] - mean[j, g])
                 square += t * t
-            a[j] = constant[j] / unit / unit - 0.5 * square
+            a[j] = constant[j] - 0.5 * square if square < np.inf else -np.inf
             top = max(top, a[j])
+        density[i] = top
+        if top == -np.inf:
+            _nearest(x[i], log_weight, mean, whitening, constant, a)
+            top = _FLOOR
+            for j in range(k):
+                top = max(top, a[j])
         total = 0.0
         for j in range(k):
-            gap = (a[j] - top) * unit * unit if a[j] < top else 0.0
-            a[j] = math.exp(gap)
+            a[j] = math.exp(a[j] - top)
             total += a[j]
-        density[i] = top * unit * unit + math.log(total)
+        density[i] += math.log(total)
         if responsible:
             for j in range(k):
                 r[j, i] = a[j] / total

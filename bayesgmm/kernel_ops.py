@@ -10,43 +10,11 @@ import math
 import numpy as np
 from numba import njit
 
-from bayesgmm.kernel import accumulate_all, rows
+from bayesgmm.kernel import VERSION, accumulate_all, factorise, rows
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def factorise(covariance, diagonal):  # type: ignore[no-untyped-def]
-    """Whitening of every covariance, and whether all are positive definite."""
-    k, d = covariance.shape[0], covariance.shape[1]
-    whitening = np.zeros((k, d, d))
-    for j in range(k):
-        w = whitening[j]
-        if diagonal:
-            for f in range(d):
-                v = covariance[j, f, f]
-                if not (v > 0.0 and v < np.inf):
-                    return whitening, False
-                w[f, f] = 1.0 / math.sqrt(v)
-            continue
-        factor = np.zeros((d, d))
-        for f in range(d):
-            for g in range(f + 1):
-                t = covariance[j, f, g]
-                for h in range(g):
-                    t -= factor[f, h] * factor[g, h]
-                if f > g:
-                    factor[f, g] = t / factor[g, g]
-                elif t > 0.0 and t < np.inf:
-                    factor[f, f] = math.sqrt(t)
-                else:
-                    return whitening, False
-        for g in range(d):
-            w[g, g] = 1.0 / factor[g, g]
-            for f in range(g + 1, d):
-                t = 0.0
-                for h in range(g, f):
-                    t -= factor[f, h] * w[h, g]
-                w[f, g] = t / factor[f, f]
-    return whitening, True
+# Numba compiles a cached function anew when its own file has changed, and those below hold copies
+# of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
+assert VERSION == 4, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -80,7 +80,7 @@ class FamilyChart(Transform):
     def _log_measure(self) -> Array:
         """Coefficients of log s in the log-density of the prior's mode coordinates.
 
-        The factor prod |S|^(e/2) of `bayesgmm.resolved`, and for whole matrices the invariant measure
+        The factor prod |S|^(e/2) of `bayesgmm.resolved`, and for whole matrices the measure
         in (log s, M): prod s_i^((d+1)/2 - i).
         """
         family, k, d = self.family, self.k, self.d

@@ -34,7 +34,6 @@ from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
 from bayesgmm import kernel
@@ -76,10 +75,11 @@ class Parameters:
 
     @cached_property
     def whitening(self) -> Array:
-        """(k, d, d) lower triangular W = inverse of L, so that W'W is the inverse covariance."""
-        eye = np.eye(self.d)
-        inverse = [solve_triangular(f, eye, lower=True) for f in self.factor]
-        return np.ascontiguousarray(np.stack(inverse))  # LAPACK leaves Fortran order
+        """(k, d, d) lower triangular W = inverse of L, W'W the inverse covariance; errors as L."""
+        whitening, is_definite = kernel.factorise(self.covariance, False)
+        if not is_definite:
+            raise np.linalg.LinAlgError("a covariance is not positive definite")
+        return np.asarray(whitening)
 
     @cached_property
     def log_weight(self) -> Array:

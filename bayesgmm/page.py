@@ -25,7 +25,7 @@ from bayesgmm.comparison import (
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.plots import Picture, plot_compare, plot_density
+from bayesgmm.plots import Forest, Picture, plot_compare, plot_density
 from bayesgmm.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
 from bayesgmm.rows import printable
 
@@ -164,16 +164,16 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-def _picture(figure: Picture) -> dict[str, Any]:
+def _picture(picture: Picture | Forest) -> dict[str, Any]:
     """Return a picture as a data address with its size on the page and its alternative text."""
     with warnings.catch_warnings():
         # The tables have every name; a font that lacks a letter is no news to the reader.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        source = base64.b64encode(figure.to_png()).decode("ascii")
-    width, height = figure.get_size_inches()
+        source = base64.b64encode(picture.to_png()).decode("ascii")
+    width, height = picture.figure.get_size_inches()
     return {
         "source": f"data:image/png;base64,{source}",
-        "alt": figure.alt,
+        "alt": picture.alt,
         "width": round(96 * width),
         "height": round(96 * height),
     }

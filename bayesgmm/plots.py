@@ -9,12 +9,16 @@ colour-blind readers can tell apart); line style and marker differ as well.
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Literal
 
+import arviz as az
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from arviz import visuals
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -36,7 +40,12 @@ _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "legend.frameon": False,
 }
-_LOOK = {"eti": ("mean", POSTERIOR, "o"), "wald": ("estimate", ESTIMATE, "D")}
+# What is drawn of either fit: centre, lower and upper end.
+_DRAWN = {
+    "posterior": ("mean", "eti_lower", "eti_upper"),
+    "estimate": ("estimate", "wald_lower", "wald_upper"),
+}
+_IN_FOREST: dict[str, Any] = {"coords": {"column": "forest"}, "ignore_aes": "all"}
 _MOST_ROWS = 60  # of a forest
 _MOST_SDS = 8.0  # how far out the forest's axis goes
 _MOST_POINTS = 5000  # of a scatter
@@ -44,16 +53,11 @@ _MOST_FEATURES = 4  # of a matrix of pairs
 _CURVES = 200  # draws behind a ribbon
 
 
-class Picture(Figure):
-    """A matplotlib Figure with a text alternative, which a notebook shows without pyplot.
-
-    Attributes
-    ----------
-    alt : str
-        What the picture shows, in words.
-    """
+class _Shown:
+    """What a notebook and a page need of a picture."""
 
     alt: str = ""
+    figure: Any
 
     def _repr_png_(self) -> bytes:
         return self.to_png()
@@ -62,16 +66,50 @@ class Picture(Figure):
         """Return the picture as the bytes of a PNG file."""
         stream = io.BytesIO()
         # No software version or date in the file: the same picture is the same bytes.
-        self.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        self.figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
         return stream.getvalue()
 
 
-def plot_compare(comparison: xr.Dataset, *, figsize: tuple[float, float] | None = None) -> Picture:
+class Picture(_Shown, Figure):
+    """A matplotlib Figure with a text alternative, which a notebook shows without pyplot.
+
+    Attributes
+    ----------
+    alt : str
+        What the picture shows, in words.
+    """
+
+
+class Forest(_Shown, az.PlotCollection):  # type: ignore[misc]
+    """An ArviZ PlotCollection with a text alternative, which a notebook shows without pyplot.
+
+    Attributes
+    ----------
+    alt : str
+        What the picture shows, in words.
+    figure : matplotlib Figure
+    viz, aes : DataTree
+        ArviZ's record of what was drawn, and of colour, marker and height.
+    """
+
+    @property
+    def figure(self) -> Figure:
+        """The matplotlib Figure."""
+        return self.get_viz("figure")
+
+
+def plot_compare(
+    comparison: xr.Dataset,
+    *,
+    figsize: tuple[float, float] | None = None,
+    backend: Literal["matplotlib", "none"] = "matplotlib",
+) -> Any:
     """Draw estimate and posterior of every parameter, with intervals, on one axis.
 
-    The axis counts posterior standard deviations from the posterior mean, so that parameters of
-    any unit stand below each other and a difference looks the same wherever it is; the values in
-    units of the data stand beside. Within the grey band the two centres agree.
+    This is `arviz.plot_forest` on an axis that counts posterior standard deviations from the
+    posterior mean, so that parameters of any unit stand below each other and a difference looks the
+    same wherever it is; the values in units of the data stand beside. Within the grey band the two
+    centres agree.
 
     Parameters
     ----------
@@ -79,37 +117,52 @@ def plot_compare(comparison: xr.Dataset, *, figsize: tuple[float, float] | None 
         From `compare`.
     figsize : (width, height), optional
         In inches.
+    backend : {"matplotlib", "none"}
+        ArviZ's "none" draws nothing and returns what would be drawn, in ``viz``.
 
     Returns
     -------
-    Picture
-        With more than 60 parameters, the 60 that differ most.
+    Forest or PlotCollection
+        With more than 60 parameters, of the 60 that differ most. With the backend "none", a
+        PlotCollection.
+
+    Raises
+    ------
+    ArgumentError
+        If the backend is another.
     """
+    if backend not in ("matplotlib", "none"):
+        raise ArgumentError("backend", f"must be 'matplotlib' or 'none', not {backend!r}")
     shown = _most_different(comparison)
     p = shown.sizes["parameter"]
-    with mpl.rc_context(_STYLE):
-        figure = Picture(figsize=figsize or (10.0, 1.4 + 0.28 * p), layout="constrained")
-        ax, beside = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-        y = np.arange(p, dtype=float)
-        level = f"{100 * comparison.attrs['ci_prob']:g} %"
-        ax.axvspan(-Z_LIMIT, Z_LIMIT, color="0.92", zorder=0, label=f"|z| up to {Z_LIMIT}: agree")
-        for kind, shift in (("eti", -0.14), ("wald", 0.14)):
-            _forest(ax, shown, kind, y + shift, level)
-        _name_rows(ax, shown, y)
-        _write_values(beside, shown, y, level)
-        note = " (bold: the fits differ)" if not shown["agree"].all() else ""
-        ax.set_xlabel(f"posterior standard deviations from the posterior mean{note}")
-        ax.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper left", fontsize=8)
+    level = f"{100 * comparison.attrs['ci_prob']:g} %"
+    with mpl.rc_context(_STYLE), plt.ioff():
+        forest = _forest(shown, figsize or (10.0, 1.4 + 0.34 * p), backend)
+        _write_values(forest, shown)
         if p < comparison.sizes["parameter"]:
-            ax.set_title(f"the {p} of {comparison.sizes['parameter']} parameters that differ most")
+            text = f"the {p} of {comparison.sizes['parameter']} parameters that differ most"
+            forest.map(visuals.labelled_title, text=text, size=9, **_IN_FOREST)
+        if backend == "none":
+            return forest
+        forest.add_legend(
+            "model",
+            title="",
+            labeller=az.labels.MapLabeller(coord_map={"model": _fit_names(shown, level)}),
+            visual_kwargs={"markersize": 4.5},
+            loc="outside upper left",
+            fontsize=8,
+        )
+        # ArviZ draws by pyplot, which would show the figure a second time and keep it forever.
+        plt.close(forest.get_viz("figure"))
+        FigureCanvasAgg(forest.get_viz("figure"))
+    picture = Forest(forest.data, forest.viz, aes_dt=forest.aes, backend=backend)
     differ = reasons_of(comparison)
-    figure.alt = (
+    picture.alt = (
         f"Forest plot of {p} parameters: posterior mean with equal-tailed interval and point "
         f"estimate with Wald interval, {level}. {headline(comparison)}"
         + (f" They differ in {', '.join(differ)}." if differ else "")
     )
-    return figure
+    return picture
 
 
 def plot_density(
@@ -217,46 +270,115 @@ def _most_different(comparison: xr.Dataset) -> xr.Dataset:
     return comparison.isel(parameter=np.sort(order))
 
 
-def _forest(ax: Axes, shown: xr.Dataset, kind: str, y: Array, level: str) -> None:
-    """Draw one fit's points and intervals; what lies off the axis is an arrow at its edge."""
-    centre, colour, marker = _LOOK[kind]
+def _standardised(shown: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return centres (model, parameter) and intervals (model, parameter, bound) in sds."""
     mean, sd = shown["mean"].to_numpy(), shown["sd"].to_numpy()
-    names = (centre, f"{kind}_lower", f"{kind}_upper")
     with np.errstate(divide="ignore", invalid="ignore"):
-        x, lower, upper = ((shown[name].to_numpy() - mean) / sd for name in names)
-    edge = _MOST_SDS
-    ax.hlines(y, np.clip(lower, -edge, edge), np.clip(upper, -edge, edge), color=colour, lw=1.8)
-    side, name = ("post", "mean, {} ETI") if kind == "eti" else ("mle", "{} Wald interval")
-    label = f"{shown.attrs[f'{side}_name']}: {name.format(level)}"
-    inside = np.abs(x) <= edge
-    ax.plot(x[inside], y[inside], marker, color=colour, ms=4.5, ls="none", label=label)
-    for beyond, arrow in ((x > edge, ">"), (x < -edge, "<")):
-        ax.plot(np.clip(x, -edge, edge)[beyond], y[beyond], arrow, color=colour, ms=8, ls="none")
+        centre, lower, upper = (
+            np.stack([(shown[names[i]].to_numpy() - mean) / sd for names in _DRAWN.values()])
+            for i in range(3)
+        )
+    coords = {"model": list(_DRAWN), "parameter": shown["label"].to_numpy()}
+    return (
+        xr.DataArray(centre, coords, name="z"),
+        xr.DataArray(
+            np.stack([lower, upper], axis=-1), coords, ("model", "parameter", "bound"), name="z"
+        ),
+    )
 
 
-def _name_rows(ax: Axes, shown: xr.Dataset, y: Array) -> None:
-    """Label the rows, in bold where the two fits differ."""
-    ax.set_yticks(y, [_short(label) for label in shown["label"].to_numpy()], parse_math=False)
-    for tick, agree in zip(ax.get_yticklabels(), shown["agree"].to_numpy(), strict=True):
-        tick.set_fontweight("normal" if agree else "bold")
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(y) - 0.4, -0.6)
+def _forest(shown: xr.Dataset, figsize: tuple[float, float], backend: str) -> Any:
+    """Draw names, points and intervals; what lies off the axis is an arrow at its edge."""
+    centre, interval = _standardised(shown)
+    edge, inside = _MOST_SDS, np.abs(centre) <= _MOST_SDS
+    columns = {"labels": 0.02, "forest": 3.0, "values": 1.0}
+    label = {str(name): _short(name) for name in shown["label"].to_numpy()}
+    plain = {"parse_math": False} if backend == "matplotlib" else {}
+    forest = az.plot_forest(
+        centre.expand_dims(column=list(columns), draw=1).to_dataset(),
+        sample_dims=["draw"],
+        labels=["parameter"],
+        labeller=az.labels.MapLabeller(coord_map={"parameter": label}),
+        backend=backend,
+        stats={
+            "twig": interval.clip(-edge, edge).to_dataset(),
+            "point_estimate": centre.where(inside).to_dataset(),
+        },
+        aes={"color": ["model"], "marker": ["model"], "fontweight": ["parameter"]},
+        color=[POSTERIOR, ESTIMATE],
+        marker=["o", "D"],
+        fontweight=np.where(shown["agree"], "normal", "bold").tolist(),
+        aes_by_visuals={
+            "credible_interval": ["y", "color"],
+            "point_estimate": ["y", "color", "marker"],
+            "labels": ["fontweight"],
+        },
+        visuals={
+            "trunk": False,
+            "twig": {"width": 1.8},
+            "point_estimate": {"size": 20},
+            "labels": {"horizontal_align": "right", "size": 9} | plain,
+            "ticklabels": False,
+        },
+        figure_kwargs={
+            "figsize": figsize,
+            "sharey": True,
+            "width_ratios": list(columns.values()),
+            "layout": "constrained",
+        },
+    )
+    for arrow, beyond in ((">", centre > edge), ("<", centre < -edge)):
+        forest.map(
+            visuals.scatter_x,
+            "beyond_axis",
+            data=centre.where(beyond).clip(-edge, edge).to_dataset(),
+            marker=arrow,
+            size=60,
+            coords={"column": "forest"},
+            ignore_aes={"marker", "fontweight"},
+        )
+    band = xr.Dataset({"z": ("bound", [-Z_LIMIT, Z_LIMIT])})
+    forest.map(visuals.vspan, "agreement", data=band, color="0.92", **_IN_FOREST)
+    text = f"posterior standard deviations from the posterior mean\n(grey: |z| up to {Z_LIMIT}"
+    text += ")" if shown["agree"].all() else "; bold: the fits differ)"
+    forest.map(visuals.labelled_x, text=text, **_IN_FOREST)
+    # The middles of the rows are at -0.2, 0.8, ... from below.
+    limits = (-0.8, centre.sizes["parameter"] - 0.6)
+    forest.map(visuals.set_ylim, limits=limits, store_artist=False, **_IN_FOREST)
+    return forest
 
 
-def _write_values(ax: Axes, shown: xr.Dataset, y: Array, level: str) -> None:
-    """Write the values in units of the data beside the rows."""
-    ax.set_axis_off()
-    for x, kind in ((0.0, "eti"), (0.5, "wald")):
-        centre, colour, _ = _LOOK[kind]
-        title = f"{centre} ({level} {kind.upper() if kind == 'eti' else kind.title()})"
-        style: dict[str, Any] = {"fontsize": 8, "color": colour, "clip_on": False}
-        ax.text(x, 1.0, title, transform=ax.transAxes, va="bottom", **style)
-        names = (centre, f"{kind}_lower", f"{kind}_upper", "sd")
-        columns = np.stack([shown[name].to_numpy() for name in names], axis=1)
-        for at, (value, lower, upper, unit) in zip(y, columns, strict=True):
-            low, high = format_number(lower, unit), format_number(upper, unit)
-            text = f"{format_number(value, unit)} ({low}, {high})"
-            ax.text(x, at, text, transform=ax.get_yaxis_transform(), va="center", **style)
+def _write_values(forest: Any, shown: xr.Dataset) -> None:
+    """Write the values in units of the data beside the intervals."""
+    values = np.empty((len(_DRAWN), shown.sizes["parameter"]), dtype=object)
+    for i, names in enumerate(_DRAWN.values()):
+        columns = np.stack([shown[name].to_numpy() for name in (*names, "sd")], axis=1)
+        for j, (*value, unit) in enumerate(columns):
+            values[i, j] = "{} ({}, {})".format(*(format_number(v, unit) for v in value))
+    forest.map(
+        visuals.annotate_xy,
+        "values",
+        data=xr.Dataset({"z": (("model", "parameter"), values)}, forest.data.coords),
+        x=0.0,
+        text=str,
+        horizontal_align="left",
+        size=8,
+        coords={"column": "values"},
+        ignore_aes={"marker", "fontweight"},
+    )
+    at = {"coords": {"column": "values"}, "ignore_aes": "all"}
+    forest.map(visuals.labelled_title, text="in units of the data", size=9, loc="left", **at)
+    for column in ("labels", "values"):
+        at = {"coords": {"column": column}, "ignore_aes": "all"}
+        forest.map(visuals.set_xlim, limits=(0.0, 1.0), store_artist=False, **at)
+        forest.map(visuals.remove_axis, axis="both", store_artist=False, **at)
+
+
+def _fit_names(shown: xr.Dataset, level: str) -> dict[str, str]:
+    return {
+        "posterior": f"{shown.attrs['post_name']}: mean, {level} ETI",
+        "estimate": f"{shown.attrs['mle_name']}: {level} Wald interval",
+    }
 
 
 def _short(name: object, length: int = 44) -> str:

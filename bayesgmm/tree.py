@@ -83,11 +83,13 @@ def save(fit: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ArgumentError
-        If the folder does not exist.
+        If the folder does not exist, or ``path`` is one.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise ArgumentError("path", f"the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise ArgumentError("path", f"{target} is a folder; give the name of a file")
     with atomic(target) as temporary:
         fit.to_netcdf(temporary, engine="netcdf4")
     return target
@@ -109,8 +111,23 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree:
             fit = tree.load()
     except OSError as error:
         raise ArgumentError("path", f"{source} is not a NetCDF file ({error})") from error
-    if "spec" not in fit.attrs or "posterior" not in fit.children:
-        raise ArgumentError("path", f"{source} is not a fit of bayesgmm: it has no specification")
-    # NetCDF gives numbers back as NumPy's.
-    fit.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in fit.attrs.items()}
+    # Numbers as they were saved: JSON knows no NumPy scalars.
+    fit.attrs = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in fit.attrs.items()
+    }
+    if missing := _missing(fit):
+        raise ArgumentError("path", f"{source} is not a fit of bayesgmm: it has no {missing}")
     return fit
+
+
+def _missing(fit: xr.DataTree) -> str:
+    """What a fit must have and this tree has not, or an empty text."""
+    try:
+        spec_of(fit)
+    except (KeyError, ArgumentError):
+        return "specification"
+    if "posterior" not in fit.children:
+        return "posterior"
+    variables = fit["posterior"].data_vars
+    return next((name for name in DIMS if name not in variables), "")

@@ -41,8 +41,8 @@ def golden(name: str) -> Any:
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    """A data set of the golden folder; never to be changed."""
-    return pd.read_csv(GOLDEN / "data" / f"{name}.csv")
+    """The numeric columns of a data set of the golden folder; never to be changed."""
+    return pd.read_csv(GOLDEN / "data" / f"{name}.csv").select_dtypes("number")
 
 
 # Members of a family, from its letters
@@ -61,24 +61,30 @@ def sizes(family: Covariance, k: int, d: int) -> tuple[int, int, int]:
     )
 
 
-def compose(
+def spectra(
     family: Covariance, k: int, d: int, phi: np.ndarray, base: np.ndarray | None = None
-) -> np.ndarray:
-    """lambda_k D_k A_k D_k' from free numbers: log-volumes, log-shapes, angles (about ``base``)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-volumes (k,), log-shapes (k, d) that sum to zero, axes (k, d, d), from free numbers."""
     volumes, shapes, angles = np.split(phi, np.cumsum(sizes(family, k, d))[:2])
-    log_volume = np.broadcast_to(volumes, (k,))
     log_shape = np.zeros((k, d))
     if shapes.size:
         free = shapes.reshape(-1, d - 1)
         log_shape = np.broadcast_to(np.column_stack([free, -free.sum(axis=1)]), (k, d))
-    base = np.broadcast_to(np.eye(d) if base is None else base, (k, d, d))
-    axes = base
+    axes = np.broadcast_to(np.eye(d) if base is None else base, (k, d, d))
     if angles.size:
-        skew = np.zeros((angles.size // (d * (d - 1) // 2), d, d))
+        skew = np.zeros((angles.size // (d * (d - 1) // 2), d, d), dtype=phi.dtype)
         lower = np.tril_indices(d, -1)
         skew[:, lower[0], lower[1]] = angles.reshape(len(skew), -1)
-        turn = np.stack([expm(s - s.T) for s in skew])
-        axes = base @ turn
+        turn = expm(skew - np.swapaxes(skew, 1, 2))
+        axes = axes @ turn
+    return np.broadcast_to(volumes, (k,)), log_shape, axes
+
+
+def compose(
+    family: Covariance, k: int, d: int, phi: np.ndarray, base: np.ndarray | None = None
+) -> np.ndarray:
+    """lambda_k D_k A_k D_k' from free numbers: log-volumes, log-shapes, angles (about ``base``)."""
+    log_volume, log_shape, axes = spectra(family, k, d, phi, base)
     spectrum = np.exp(log_volume[:, None] + log_shape)
     return (axes * spectrum[:, None, :]) @ np.swapaxes(axes, 1, 2)
 
@@ -138,6 +144,41 @@ def loglik(x: np.ndarray, parameters: Parameters, weight: np.ndarray | None = No
     ]
     rows = logsumexp(np.reshape(joint, (parameters.k, len(x))), axis=0)
     return float(rows.sum() if weight is None else weight @ rows)
+
+
+def complex_loglik(
+    x: np.ndarray, log_weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray
+) -> np.ndarray:
+    """Log-density of every row at complex parameters: its imaginary part is an exact derivative."""
+    joint = np.empty((len(x), len(mean)), dtype=complex)
+    for k in range(len(mean)):
+        z = x - mean[k]
+        square = (z * np.linalg.solve(covariance[k], z.T).T).sum(axis=1)
+        logdet = np.log(np.linalg.det(2 * np.pi * covariance[k]))
+        joint[:, k] = log_weight[k] - 0.5 * (logdet + square)
+    top = joint.real.max(axis=1)
+    return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)))
+
+
+# The family's own coordinates of a whole mixture: k - 1 log-ratios of weights, means, phi
+
+
+def coordinates(
+    family: Covariance, parameters: Parameters
+) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Return theta and the map from (real or complex) theta to weights, means, covariances."""
+    k, d = parameters.k, parameters.d
+    phi, base = decompose(family, parameters.covariance)
+    ratio = np.log(parameters.weight[1:] / parameters.weight[0])
+    theta = np.concatenate([ratio, parameters.mean.ravel(), phi])
+
+    def at(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weight = np.exp(np.concatenate([np.zeros(1), theta[: k - 1]]))
+        mean = theta[k - 1 : k - 1 + k * d].reshape(k, d)
+        covariance = compose(family, k, d, theta[k - 1 + k * d :], base)
+        return weight / weight.sum(), mean, covariance
+
+    return theta, at
 
 
 # Scatters: what the M-step is given

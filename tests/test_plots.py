@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
+import arviz as az
 import fits
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -12,12 +15,13 @@ import pytest
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import chi2
 
 from bayesgmm.comparison import compare
 from bayesgmm.errors import ArgumentError
-from bayesgmm.plots import Picture, ellipse, plot_compare, plot_density
+from bayesgmm.plots import Forest, ellipse, plot_compare, plot_density
 
 FEATURES = ("eruptions", "waiting")
 
@@ -41,75 +45,138 @@ def collections(ax: Axes) -> list[LineCollection]:
     return [c for c in ax.collections if isinstance(c, LineCollection)]
 
 
-def legend(figure: Picture) -> list[str]:
+def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def column(forest: Forest, name: str) -> Axes:
+    return forest.get_target("z", {"column": name})
+
+
+def drawn(forest: Forest, visual: str, model: str) -> list[Any]:
+    """The artists of one fit, in the order of the rows; None where nothing was drawn."""
+    return list(forest.viz[visual]["z"].sel(model=model).to_numpy())
+
+
 class TestForest:
+    def test_it_is_arviz_s(self, comparison: xr.Dataset) -> None:
+        forest = plot_compare(comparison)
+        assert isinstance(forest, az.PlotCollection)
+        assert forest.backend == "matplotlib"
+        assert {"twig", "point_estimate", "parameter_label", "values"} <= set(forest.viz.children)
+        assert isinstance(forest.figure, Figure)
+
     def test_interval_ends_are_the_comparison_s(self, comparison: xr.Dataset) -> None:
-        ax = plot_compare(comparison).axes[0]
+        forest = plot_compare(comparison)
         mean, sd = comparison["mean"].values, comparison["sd"].values
-        for lines, kind in zip(collections(ax), ("eti", "wald"), strict=True):
-            ends = np.array([segment[:, 0] for segment in lines.get_segments()])
-            for column, side in enumerate(("lower", "upper")):
-                shown = ends[:, column] * sd + mean
+        for model, kind in (("posterior", "eti"), ("estimate", "wald")):
+            ends = np.array([line.get_xdata() for line in drawn(forest, "twig", model)])
+            for i, side in enumerate(("lower", "upper")):
+                shown = ends[:, i] * sd + mean
                 np.testing.assert_allclose(shown, comparison[f"{kind}_{side}"].values)
 
     def test_points_are_the_centres(self, comparison: xr.Dataset) -> None:
-        ax = plot_compare(comparison).axes[0]
-        posterior, estimate = (line for line in ax.lines if line.get_marker() in "oD")
-        np.testing.assert_array_equal(posterior.get_xdata(), np.zeros(12))
-        np.testing.assert_allclose(estimate.get_xdata(), comparison["z"])
+        forest = plot_compare(comparison)
+        posterior, estimate = (
+            np.array([p.get_offsets()[0, 0] for p in drawn(forest, "point_estimate", model)])
+            for model in ("posterior", "estimate")
+        )
+        np.testing.assert_array_equal(posterior, np.zeros(12))
+        np.testing.assert_allclose(estimate, comparison["z"])
 
     def test_one_named_row_per_parameter(self, comparison: xr.Dataset) -> None:
-        ax = plot_compare(comparison).axes[0]
-        assert [t.get_text() for t in ax.get_yticklabels()] == list(comparison["label"].values)
-        assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is at the top
+        forest = plot_compare(comparison)
+        names = forest.viz["parameter_label"]["z"].to_numpy()
+        assert [t.get_text() for t in names] == list(comparison["label"].values)
+        height = np.array([t.get_position()[1] for t in names])
+        assert (np.diff(height) < 0).all()  # the first row is at the top
+        posterior, estimate = (
+            [line.get_ydata()[0] for line in drawn(forest, "twig", model)]
+            for model in ("posterior", "estimate")
+        )
+        np.testing.assert_allclose(0.5 * np.add(posterior, estimate), height)
+        low, high = column(forest, "forest").get_ylim()
+        assert low < height.min() - 0.5 < height.max() + 0.5 < high
+
+    def test_all_is_on_one_axis(self, comparison: xr.Dataset) -> None:
+        forest = plot_compare(comparison)
+        for visual in ("twig", "point_estimate"):
+            axes = {artist.axes for artist in forest.viz[visual]["z"].to_numpy().ravel()}
+            assert axes == {column(forest, "forest")}
 
     def test_kind_and_level_of_the_intervals_are_said(
         self, mle: xr.DataTree, post: xr.DataTree
     ) -> None:
-        figure = plot_compare(compare(mle, post, ci_prob=0.8))
-        assert any("mean, 80 % ETI" in text for text in legend(figure))
-        assert any("80 % Wald interval" in text for text in legend(figure))
-        assert "posterior standard deviations" in figure.axes[0].get_xlabel()
+        forest = plot_compare(compare(mle, post, ci_prob=0.8))
+        assert any("mean, 80 % ETI" in text for text in legend(forest.figure))
+        assert any("80 % Wald interval" in text for text in legend(forest.figure))
+        assert "posterior standard deviations" in column(forest, "forest").get_xlabel()
 
     def test_the_values_stand_beside(self, comparison: xr.Dataset) -> None:
-        texts = [t.get_text() for t in plot_compare(comparison).axes[1].texts]
-        assert "mean (95 % ETI)" in texts
-        assert "0.644 (0.587, 0.701)" in texts
-        assert len(texts) == 2 * (1 + 12)
+        forest = plot_compare(comparison)
+        assert column(forest, "values").get_title("left") == "in units of the data"
+        values = drawn(forest, "values", "estimate")
+        assert values[0].get_text() == "0.644 (0.587, 0.701)"
+        assert len(values) == 12
+        line = drawn(forest, "twig", "estimate")[0]
+        assert values[0].get_position()[1] == line.get_ydata()[0]
+        assert values[0].get_color() == line.get_color()
 
     def test_what_differs_is_bold_and_in_the_alternative_text(self, mle: xr.DataTree) -> None:
         def shift(flat: np.ndarray) -> np.ndarray:
             return flat + np.eye(11)[2] * 20.0  # far beyond the axis
 
-        figure = plot_compare(compare(mle, fits.nuts_fit(shift=shift)))
-        ax = figure.axes[0]
-        bold = [t.get_text() for t in ax.get_yticklabels() if t.get_fontweight() == "bold"]
+        forest = plot_compare(compare(mle, fits.nuts_fit(shift=shift)))
+        names = forest.viz["parameter_label"]["z"].to_numpy()
+        bold = [t.get_text() for t in names if t.get_fontweight() == "bold"]
         assert bold == ["mean[0, waiting]"]
-        assert "They differ in mean[0, waiting]." in figure.alt
-        assert [line.get_marker() for line in ax.lines if len(line.get_xdata())][-1] == "<"
+        assert "They differ in mean[0, waiting]." in forest.alt
+        ax = column(forest, "forest")
+        assert "bold: the fits differ" in ax.get_xlabel()
         assert -9 < ax.get_xlim()[0] < -8
+        arrows = drawn(forest, "beyond_axis", "estimate")
+        row = [t.get_text() for t in names].index(bold[0])
+        assert [i for i, arrow in enumerate(arrows) if arrow is not None] == [row]
+        assert arrows[row].get_offsets()[0, 0] == -8.0
+        assert drawn(forest, "point_estimate", "estimate")[row] is None
 
     def test_no_standard_errors_draw_no_interval(self, post: xr.DataTree) -> None:
         mle = fits.em_fit()
         del mle["standard_error"]
-        figure = plot_compare(compare(mle, post))
-        wald = collections(figure.axes[0])[1]
-        assert np.concatenate(wald.get_segments()).size == 0
-        assert figure.to_png()
+        forest = plot_compare(compare(mle, post))
+        assert drawn(forest, "twig", "estimate") == [None] * 12
+        assert None not in drawn(forest, "point_estimate", "estimate")
+        assert drawn(forest, "values", "estimate")[0].get_text().endswith("(–, –)")
+        assert forest.to_png()
 
     def test_of_very_many_parameters_those_that_differ_most(self) -> None:
         mle, post = (fits.many_dimensional(10, draws=n) for n in (0, 50))
         found = compare(mle, post)
         assert found.sizes["parameter"] > 60
-        ax = plot_compare(found).axes[0]
-        shown = [t.get_text() for t in ax.get_yticklabels()]
+        forest = plot_compare(found)
+        shown = [t.get_text() for t in forest.viz["parameter_label"]["z"].to_numpy()]
         assert len(shown) == 60
         size = np.maximum(np.abs(found["z"]), np.abs(np.log(found["sd_ratio"])))
         assert found["label"].values[int(size.values.argmax())] in shown
-        assert ax.get_title() == "the 60 of 88 parameters that differ most"
+        title = column(forest, "forest").get_title()
+        assert title == "the 60 of 88 parameters that differ most"
+
+    def test_names_that_are_alike_when_shortened(self) -> None:
+        names = ("x" * 60 + "1", "x" * 60 + "2")
+        found = compare(fits.em_fit(features=names), fits.nuts_fit(features=names, draws=20))
+        shown = plot_compare(found).viz["parameter_label"]["z"].to_numpy()
+        assert len({t.get_position() for t in shown}) == 12
+
+    def test_no_backend_draws_nothing(self, comparison: xr.Dataset) -> None:
+        described = plot_compare(comparison, backend="none")
+        line = described.viz["twig"]["z"].sel(model="estimate").to_numpy()[0]
+        mean, sd = (comparison[name].values[0] for name in ("mean", "sd"))
+        ends = [comparison[f"wald_{side}"].values[0] for side in ("lower", "upper")]
+        np.testing.assert_allclose(np.asarray(line["x"]) * sd + mean, ends)
+
+    def test_any_other_backend(self, comparison: xr.Dataset) -> None:
+        with pytest.raises(ArgumentError, match=r"^backend: must be 'matplotlib' or 'none'"):
+            plot_compare(comparison, backend="gnuplot")  # type: ignore[arg-type]
 
 
 class TestDensity:
@@ -196,19 +263,39 @@ def test_any_column_name_is_text(names: tuple[str, str]) -> None:
     assert plot_compare(compare(mle, post)).to_png()
 
 
+@pytest.mark.parametrize("interactive", [False, True])
 def test_no_trace_in_matplotlib(
-    comparison: xr.Dataset, mle: xr.DataTree, post: xr.DataTree
+    comparison: xr.Dataset, mle: xr.DataTree, post: xr.DataTree, interactive: bool
 ) -> None:
-    before, open_before = dict(mpl.rcParams), plt.get_fignums()
-    plot_compare(comparison).to_png()
-    plot_density(mle, post).to_png()
-    assert dict(mpl.rcParams) == before
-    assert plt.get_fignums() == open_before
+    with plt.ion() if interactive else plt.ioff():
+        mine, _ = plt.figure(), plt.figure()
+        plt.figure(mine)  # not the latest one
+        before, open_before = dict(mpl.rcParams), plt.get_fignums()
+        plot_compare(comparison).to_png()
+        plot_density(mle, post).to_png()
+        assert dict(mpl.rcParams) == before
+        assert plt.get_fignums() == open_before
+        assert plt.gcf() is mine
+        plt.close("all")
+
+
+def test_the_user_s_style_of_arviz_stays(comparison: xr.Dataset) -> None:
+    with az.rc_context({"plot.backend": "none", "stats.ci_kind": "hdi"}):
+        assert plot_compare(comparison).backend == "matplotlib"
+        assert az.rcParams["plot.backend"] == "none"
+
+
+def test_a_forest_is_saved(comparison: xr.Dataset, tmp_path: Path) -> None:
+    forest = plot_compare(comparison)
+    for suffix in ("png", "svg", "pdf"):
+        forest.savefig(tmp_path / f"forest.{suffix}")
+        assert (tmp_path / f"forest.{suffix}").stat().st_size > 1000
 
 
 def test_a_notebook_shows_a_picture(comparison: xr.Dataset) -> None:
-    figure = plot_compare(comparison, figsize=(6.0, 5.0))
-    data = figure._repr_png_()
+    forest = plot_compare(comparison, figsize=(6.0, 5.0))
+    data = forest._repr_png_()
     assert Image.open(io.BytesIO(data)).size == (780, 650)
     assert data == plot_compare(comparison, figsize=(6.0, 5.0)).to_png()
-    assert figure.alt.startswith("Forest plot of 12 parameters")
+    assert forest.alt.startswith("Forest plot of 12 parameters")
+    assert forest._repr_html_() is None  # else a notebook would take that

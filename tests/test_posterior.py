@@ -1,4 +1,4 @@
-"""Posterior draws: against closed forms and reference posteriors, and the laws of `sample_posterior`."""
+"""Posterior draws: against closed forms and reference posteriors, and the sampler's laws."""
 
 from __future__ import annotations
 
@@ -182,7 +182,6 @@ class TestReferencePosteriors:
                 progressbar=False,
             )
         found = distances(fit, case, x.to_numpy())
-        print("faithful_vvv_k2", max(found.items(), key=lambda item: item[1]))
         assert {name: z for name, z in found.items() if not z < 4} == {}
 
     def test_iris_eee_k3(self) -> None:
@@ -191,12 +190,10 @@ class TestReferencePosteriors:
         fit = sample_posterior(
             GaussianMixture(3, "EEE", prior_of(case)),
             x,
-            draws=2000,
             random_seed=3,
             progressbar=False,
         )
         found = distances(fit, case, x.to_numpy())
-        print("iris_eee_k3", max(found.items(), key=lambda item: item[1]))
         assert {name: z for name, z in found.items() if not z < 4} == {}
 
     @pytest.mark.slow
@@ -212,7 +209,6 @@ class TestReferencePosteriors:
         loglik = fit["sample_stats"]["loglik"].to_numpy()
         record = second["parameters"]["loglik"]
         z = gaps(loglik, record["mean"], record["sd"], record["mean_se"], record["sd_se"])
-        print("galaxies_v_k3 loglik", z)
         assert max(z) < 4
         points = np.array(case["predictive"]["points"])[:, None]
         thin = {name: v[:, ::10] for name, v in draws.items()}
@@ -223,7 +219,6 @@ class TestReferencePosteriors:
             mean, _, error, _ = summary(value.reshape(shape))
             both = np.hypot(error, second["predictive"]["se"][i])
             worst = max(worst, abs(mean - second["predictive"]["density_mean"][i]) / both)
-        print("galaxies_v_k3 density", worst)
         assert worst < 4
         for name, record in second["parameters"].items():
             if name == "loglik":
@@ -249,7 +244,14 @@ class TestLargeSample:
         x = mean[label] + np.einsum("nij,nj->ni", factor[label], noise)
         spec = GaussianMixture(2)
         mle = fit_em(spec, x, random_seed=4)
-        post = sample_posterior(spec, x, mle=mle, random_seed=4, progressbar=False)
+        post = sample_posterior(
+            spec,
+            x,
+            mle=mle,
+            random_seed=4,
+            log_likelihood=False,
+            progressbar=False,
+        )
         for name in DIMS:
             error = mle["standard_error"][name].to_numpy()
             estimate = mle["posterior"][name].to_numpy()[0, 0]
@@ -288,7 +290,7 @@ class TestFit:
         for name in DIMS:
             error = mle["standard_error"][name].to_numpy()
             gap = post["posterior"][name].to_numpy().mean(axis=(0, 1)) - point_of(mle, name)
-            assert np.abs(gap / error).max() < 0.5
+            assert np.abs(gap / error).max() < 1
 
     def test_labels_are_ems_and_the_raw_draws_are_kept(
         self, post: xr.DataTree, mle: xr.DataTree
@@ -536,8 +538,9 @@ class TestRefusals:
         assert error.value.argument == "mle"
 
     def test_an_mle_with_many_draws(self, post: xr.DataTree) -> None:
-        with pytest.raises(ArgumentError, match="one"):
+        with pytest.raises(ArgumentError, match="one point") as error:
             sample_posterior(GaussianMixture(2), table("faithful"), mle=post)
+        assert error.value.argument == "mle"
 
     def test_specifications_without_a_posterior(self) -> None:
         with pytest.raises(ArgumentError, match="maximum likelihood only"):

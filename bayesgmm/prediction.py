@@ -1,0 +1,309 @@
+r"""What a fitted mixture says about rows, old or new: densities, components, and new rows.
+
+Every verb takes a fit of either engine, or `Parameters`.  A point estimate answers with its own
+parameters; draws answer with the average over the posterior,
+
+.. math:: p(x) = \frac1S \sum_s p(x \mid \theta_s), \qquad
+          p(k \mid x) = \frac1S \sum_s \frac{\pi_{sk} N(x; \mu_{sk}, \Sigma_{sk})}
+          {\sum_j \pi_{sj} N(x; \mu_{sj}, \Sigma_{sj})}
+
+which for components needs draws whose labels agree, as those in a fit's ``posterior`` do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayesgmm import kernel
+from bayesgmm.arguments import whole_number
+from bayesgmm.data import read_like
+from bayesgmm.errors import ArgumentError, ShapeError
+from bayesgmm.kernel import factorise
+from bayesgmm.moments import Array, Parameters
+from bayesgmm.table import tabulate
+from bayesgmm.tree import DIMS, names_of
+
+_BLOCK = 1 << 13  # rows per unit of work: they stay in cache while the draws pass over them
+
+
+@overload
+def simulate(
+    fit: xr.DataTree | Parameters,
+    n: int,
+    *,
+    labels: Literal[False] = False,
+    random_seed: int | None = None,
+) -> pd.DataFrame: ...
+
+
+@overload
+def simulate(
+    fit: xr.DataTree | Parameters,
+    n: int,
+    *,
+    labels: Literal[True],
+    random_seed: int | None = None,
+) -> tuple[pd.DataFrame, pd.Series[int]]: ...
+
+
+def simulate(
+    fit: xr.DataTree | Parameters,
+    n: int,
+    *,
+    labels: bool = False,
+    random_seed: int | None = None,
+) -> pd.DataFrame | tuple[pd.DataFrame, pd.Series[int]]:
+    """Draw new rows from a fitted mixture.
+
+    Parameters
+    ----------
+    fit : DataTree or Parameters
+        With draws, every row is from the parameters of a draw of its own, taken at random: the
+        rows are a sample of the posterior predictive distribution.
+    n : int
+        How many rows.
+    labels : bool
+        Whether to return also the component that each row came from.
+    random_seed : int, optional
+        The same seed gives the same rows.
+
+    Returns
+    -------
+    DataFrame
+        (n, d), with the columns that were fitted (``x0, x1, ...`` for `Parameters`).
+    Series
+        (n,) components, named "cluster"; only if ``labels``.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is wrong, or parameters are not those of a mixture.
+    """
+    mixture = _mixture(fit)
+    n = whole_number("n", n, least=1)
+    if random_seed is not None:
+        random_seed = whole_number("random_seed", random_seed, least=0)
+    rng = np.random.default_rng(random_seed)
+    draw = rng.integers(len(mixture.weight), size=n)
+    cumulative = np.cumsum(mixture.weight, axis=1)
+    # Below the last sum, so that no rounding chooses a component of weight 0.
+    uniform = rng.random(n) * cumulative[draw, -1]
+    cluster = (uniform[:, None] >= cumulative[draw]).sum(axis=1)
+    x = rng.standard_normal((n, mixture.mean.shape[-1]))
+    for begin in range(0, n, _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        of = (draw[part], cluster[part])
+        x[part] = np.linalg.solve(mixture.whitening[of], x[part, :, None])[..., 0]
+        x[part] += mixture.mean[of]
+    frame = pd.DataFrame(x, columns=list(mixture.names))
+    return (frame, pd.Series(cluster, name="cluster")) if labels else frame
+
+
+def score(fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None) -> pd.Series[float]:
+    """Return the log-density of every row, in units of the data.
+
+    For a posterior this is the logarithm of the mean density over the draws, the log posterior
+    predictive density; its mean over new rows measures how well they are predicted.
+
+    Parameters
+    ----------
+    fit : DataTree or Parameters
+    X : (n, d) table
+        Columns are matched by name if it has names.
+    draws : int, optional
+        Use only this many draws, evenly spaced. Default: all. The time is proportional to rows
+        times draws: some 2 minutes for 1e5 rows, 4000 draws, 3 components and 4 columns on one
+        core (all cores are used); memory does not grow with the draws.
+
+    Returns
+    -------
+    Series
+        (n,), named "log_density", with the index of ``X``; -inf where the squared distance to
+        every component is beyond the largest number.
+
+    Raises
+    ------
+    DataError
+        If columns are missing or unexpected, or cells are not finite numbers.
+    ArgumentError
+        If an argument is wrong, or parameters are not those of a mixture.
+    """
+    mixture = _mixture(fit, draws)
+    x, index = _read(fit, X, mixture)
+
+    each = mixture.draws()
+
+    def part(rows: Array) -> Array:
+        # Running log-sum-exp over the draws.
+        total = np.full(len(rows), -np.inf)
+        for parameters in each:
+            np.logaddexp(total, kernel.rows(rows, *parameters, False)[0], out=total)
+        return total - np.log(len(mixture.weight))
+
+    return pd.Series(_by_blocks(part, x), index=index, name="log_density")
+
+
+def predict_proba(
+    fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None
+) -> pd.DataFrame:
+    """Return the probability that each row came from each component.
+
+    For a posterior this is the mean over the draws of the responsibilities, which takes the
+    uncertainty of the parameters into account.
+
+    Parameters
+    ----------
+    fit : DataTree or Parameters
+    X : (n, d) table
+        Columns are matched by name if it has names.
+    draws : int, optional
+        Use only this many draws, evenly spaced. Default: all; see `score` for the time.
+
+    Returns
+    -------
+    DataFrame
+        (n, k), with the index of ``X`` and the columns 0..k-1; every row sums to one. A row however
+        far away has probabilities: those of the components nearest to it, in their own units.
+
+    Raises
+    ------
+    DataError
+        If columns are missing or unexpected, or cells are not finite numbers.
+    ArgumentError
+        If an argument is wrong, or parameters are not those of a mixture.
+    """
+    mixture = _mixture(fit, draws)
+    x, index = _read(fit, X, mixture)
+
+    each = mixture.draws()
+
+    def part(rows: Array) -> Array:
+        total = np.zeros((mixture.weight.shape[1], len(rows)))
+        for parameters in each:
+            total += kernel.rows(rows, *parameters, True)[1]
+        total /= total.sum(axis=0)
+        return total.T
+
+    columns = pd.RangeIndex(mixture.weight.shape[1], name="cluster")
+    return pd.DataFrame(_by_blocks(part, x), index=index, columns=columns)
+
+
+def predict(fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None) -> pd.Series[int]:
+    """Return the most probable component of every row.
+
+    Parameters
+    ----------
+    fit, X, draws
+        As in `predict_proba`.
+
+    Returns
+    -------
+    Series
+        (n,) integers, named "cluster", with the index of ``X``; of equally probable components
+        the first.
+
+    Raises
+    ------
+    DataError, ArgumentError
+        As `predict_proba`.
+    """
+    probability = predict_proba(fit, X, draws=draws)
+    label = probability.to_numpy().argmax(axis=1)
+    return pd.Series(label, index=probability.index, name="cluster")
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """Draws of parameters: weight (s, k), mean (s, k, d) and whitening (s, k, d, d)."""
+
+    weight: Array
+    mean: Array
+    whitening: Array
+    names: tuple[str, ...]
+
+    def draws(self) -> list[tuple[Array, Array, Array]]:
+        """Return log-weight, mean and whitening of every draw."""
+        with np.errstate(divide="ignore"):
+            log_weight = np.log(self.weight)
+        return list(zip(log_weight, self.mean, self.whitening, strict=True))
+
+
+def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
+    """Return checked draws, some or all."""
+    if isinstance(fit, Parameters):
+        arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
+        _check_shapes(*arrays)
+        names = tuple(f"x{f}" for f in range(fit.d))
+    elif "posterior" in getattr(fit, "children", {}):
+        group = fit["posterior"].to_dataset()
+        ordered = (group[name].transpose("chain", "draw", *DIMS[name]) for name in DIMS)
+        arrays = [a.to_numpy().reshape(-1, *a.shape[2:]) for a in ordered]
+        names = names_of(fit)
+    else:
+        raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
+    if draws is not None:
+        wanted = whole_number("draws", draws, least=1)
+        s = len(arrays[0])
+        which = np.linspace(0, s - 1, min(s, wanted)).round().astype(np.intp)
+        arrays = [a[which] for a in arrays]
+    weight, mean, covariance = (np.ascontiguousarray(a) for a in arrays)
+    return _Mixture(weight, mean, _whitening(weight, mean, covariance), names)
+
+
+def _check_shapes(weight: Array, mean: Array, covariance: Array) -> None:
+    k, d = (mean.shape[1], mean.shape[-1]) if mean.ndim == 3 else (0, 0)
+    if not k or not d or weight.shape != (1, k) or covariance.shape != (1, k, d, d):
+        shapes = ", ".join(str(a.shape[1:]) for a in (weight, mean, covariance))
+        raise ArgumentError(
+            "fit", f"weight, mean, covariance must be (k,), (k, d) and (k, d, d), not {shapes}"
+        )
+
+
+def _whitening(weight: Array, mean: Array, covariance: Array) -> Array:
+    """Return the whitening of every covariance, or say which parameters are of no mixture."""
+    with np.errstate(invalid="ignore"):
+        uneven = np.abs(covariance - np.swapaxes(covariance, 2, 3)).max(axis=(2, 3))
+        symmetric = (uneven <= 1e-8 * np.abs(covariance).max(axis=(2, 3))).all(axis=1)
+        summed = np.abs(weight.sum(axis=1) - 1.0) < 1e-6
+    whitening, definite = np.empty(covariance.shape), np.empty(len(covariance), dtype=bool)
+    for s in range(len(covariance)):
+        whitening[s], definite[s] = factorise(covariance[s], False)
+    checks = {
+        "the weights must be at least 0 and sum to one": summed & (weight >= 0).all(axis=1),
+        "the means must be finite": np.isfinite(mean).all(axis=(1, 2)),
+        "the covariances must be symmetric and positive definite": symmetric & definite,
+    }
+    for message, good in checks.items():
+        if not good.all():
+            where = f"; draw {good.argmin()} is not so" if len(good) > 1 else ""
+            raise ArgumentError("fit", message + where)
+    return whitening
+
+
+def _read(fit: xr.DataTree | Parameters, X: Any, mixture: _Mixture) -> tuple[Array, pd.Index[Any]]:
+    if isinstance(fit, xr.DataTree):
+        values, index = read_like(X, mixture.names)
+    else:
+        table = tabulate(X)
+        values, index = table.values, table.index
+        d = len(mixture.names)
+        if values.shape[1] != d:
+            raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
+    return np.ascontiguousarray(values), index
+
+
+def _by_blocks(function: Callable[[Array], Array], x: Array) -> Array:
+    """Apply a function to blocks of rows, on all cores; rows do not depend on each other."""
+    blocks = [x[begin : begin + _BLOCK] for begin in range(0, len(x), _BLOCK)]
+    if len(blocks) == 1:
+        return function(blocks[0])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(function, blocks)))
