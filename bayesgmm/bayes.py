@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import xarray as xr
 from arviz_stats.loo import loo as psis_loo
 
 from bayesgmm import kernel_ops, tree
-from bayesgmm.arguments import whole_number
+from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import Verdict, warn
 from bayesgmm.data import Data, read
 from bayesgmm.errors import (
@@ -110,8 +109,7 @@ def sample_posterior(
     refuse_unsupported(spec)
     for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
         whole_number(name, value, least=1)
-    if not isinstance(target_accept, Real) or not 0 < target_accept < 1:
-        raise ArgumentError("target_accept", f"must be between 0 and 1, not {target_accept!r}")
+    share("target_accept", target_accept)
     if cores is not None:
         whole_number("cores", cores, least=1)
     seed = seed_of(random_seed)
@@ -176,15 +174,7 @@ def _pivot(
 ) -> Parameters:
     """EM's optimum in data units: where chains start, and whose labels the draws get."""
     if mle is not None:
-        if not isinstance(mle, xr.DataTree) or "spec" not in mle.attrs:
-            raise ArgumentError("mle", "must be a fit by fit_em")
-        if mle.attrs["engine"] != "em":
-            raise ArgumentError("mle", "has many draws; give the one point of a fit by fit_em")
-        if mle.attrs.get("fingerprint") != data.fingerprint:
-            raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
-        other = tree.spec_of(mle)
-        if (other.n_components, other.covariance) != (spec.n_components, spec.covariance):
-            raise ArgumentError("mle", f"is of another specification: {other!r}")
+        _check_pivot(mle, spec, data)
         return tree.point(mle)
     arguments: dict[str, Any] = {
         "sample_weight": sample_weight,
@@ -203,6 +193,18 @@ def _pivot(
             if not isinstance(spec.prior, ConjugatePrior):
                 raise
             return tree.point(fit_em(spec, X, estimate="map", **arguments))
+
+
+def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
+    if not isinstance(mle, xr.DataTree) or "spec" not in mle.attrs:
+        raise ArgumentError("mle", "must be a fit by fit_em")
+    if mle.attrs["engine"] != "em":
+        raise ArgumentError("mle", "has many draws; give the one point of a fit by fit_em")
+    if mle.attrs["fingerprint"] != data.fingerprint:
+        raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
+    other = tree.spec_of(mle)
+    if (other.n_components, other.covariance) != (spec.n_components, spec.covariance):
+        raise ArgumentError("mle", f"is of another specification: {other!r}")
 
 
 def _compile(spec: GaussianMixture, data: Data, pivot: Parameters) -> Any:

