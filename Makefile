@@ -7,7 +7,7 @@ SEED    ?= 1
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types notebooks ci constraints clean distclean
+.PHONY: help setup demo test validate bench lint format types notebooks ci constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,13 @@ demo: .venv/.stamp  ## compare EM and NUTS on Old Faithful; the report goes to b
 
 test: .venv/.stamp  ## run the tests (WORKERS=2, ARGS="-k name")
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+validate: .venv/.stamp  ## run the long tests that `make test` leaves out
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+
+bench: .venv/.stamp  ## measure; with nothing else on the machine
+	$(PY) benchmarks/one_pass.py
+	$(PY) benchmarks/cold_start.py
 
 lint: .venv/.stamp  ## check style and formatting
 	$(PY) -m ruff check .

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import nutpie
-import pytensor
 import xarray as xr
 from arviz_stats.loo import loo as psis_loo
 
@@ -34,16 +29,15 @@ from bayesgmm.errors import (
 from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import build, refuse_unsupported, resolve, warn_if_improper
+from bayesgmm.model import refuse_unsupported, resolve, warn_if_improper
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.nuts import MAX_DEPTH, compile_around, finished, run_nuts
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import log_density
 from bayesgmm.verdict import label_free, posterior_verdict
 
-_OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
-_MAX_DEPTH = 10
 
 
 def sample_posterior(
@@ -126,9 +120,9 @@ def sample_posterior(
         warn_if_improper(spec, data)
     pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
     clock.lap("em")
-    compiled = _compile(spec, data, pivot)
+    compiled = compile_around(pivot, spec, data)
     clock.lap("compile")
-    sampled = _sample(
+    sampled = run_nuts(
         compiled,
         draws=draws,
         tune=tune,
@@ -190,7 +184,8 @@ def _pivot(
             return tree.point(fit_em(spec, X, **arguments))
         except NumericalError:
             # The likelihood has no usable maximum; the posterior, which is proper, has one.
-            if not isinstance(spec.prior, ConjugatePrior):
+            prior = spec.prior
+            if not isinstance(prior, ConjugatePrior) or prior.weight_concentration < 1.0:
                 raise
             return tree.point(fit_em(spec, X, estimate="map", **arguments))
 
@@ -207,93 +202,6 @@ def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
         raise ArgumentError("mle", f"is of another specification: {other!r}")
 
 
-def _compile(spec: GaussianMixture, data: Data, pivot: Parameters) -> Any:
-    """Return nutpie's compiled model, whose chains start over-dispersed around the pivot."""
-    model = build(spec, data)
-    values = {name: getattr(pivot, name) for name in tree.DIMS}
-    free = {variable.name for variable in model.free_RVs}
-    # Without fast-math the same seed gives the same bits with a cold and with a warm cache.
-    with pytensor.config.change_flags(numba__fastmath=False):
-        compiled = nutpie.compile_pymc_model(
-            model,
-            initial_points={name: v for name, v in values.items() if name in free},
-            jitter_rvs=set(),
-        )
-    centre = np.asarray(compiled.initial_point_func(0), dtype=np.float64)
-    unit = np.ones(compiled.n_dim)
-    sd = data.scale * np.sqrt(np.diagonal(data.covariance))
-    unit[-spec.n_components * data.d :] = np.tile(sd, spec.n_components)
-    density = _density(compiled)
-    root = _posterior_root(density, centre, unit)
-
-    def initial_point(chain_seed: Any) -> Array:
-        rng = np.random.default_rng(chain_seed)
-        step = _OVERDISPERSION * (root @ rng.normal(size=len(centre)))
-        for _ in range(20):
-            value, slope = density(centre + step)
-            if np.isfinite(value) and np.isfinite(slope).all():
-                return centre + step
-            step *= 0.5
-        return centre
-
-    return replace(compiled, initial_point_func=initial_point)
-
-
-Density = Callable[[Array], tuple[float, Array]]
-
-
-def _density(compiled: Any) -> Density:
-    """Return the compiled log-density with its gradient as a Python function."""
-    function = compiled.compiled_logp_func.ctypes
-    pointer = ctypes.POINTER(ctypes.c_double)
-
-    def density(point: Array) -> tuple[float, Array]:
-        point = np.ascontiguousarray(point)
-        slope, value = np.zeros(len(point)), np.full(1, np.nan)
-        status = function(
-            len(point),
-            point.ctypes.data_as(pointer),
-            slope.ctypes.data_as(pointer),
-            value.ctypes.data_as(pointer),
-            compiled.user_data.ctypes.data,
-        )
-        return (float(value[0]) if status == 0 else float("nan")), slope
-
-    return density
-
-
-def _posterior_root(density: Density, centre: Array, unit: Array) -> Array:
-    """Return a root of the inverse negative Hessian at the centre: the posterior's size there."""
-    p = len(centre)
-    hessian = np.empty((p, p))
-    for j in range(p):
-        step = np.zeros(p)
-        step[j] = 1e-4 * unit[j]
-        hessian[j] = (density(centre + step)[1] - density(centre - step)[1]) / (2e-4 * unit[j])
-    scaled = -0.5 * (hessian + hessian.T) * np.outer(unit, unit)
-    if not np.isfinite(scaled).all():
-        return 0.1 * np.diag(unit)
-    value, vector = np.linalg.eigh(scaled)
-    # A flat or rising direction (EM's optimum is not the posterior's) gets a moderate size.
-    value = np.maximum(value, 1.0)
-    return unit[:, None] * vector / np.sqrt(value)
-
-
-def _sample(compiled: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
-    try:
-        return nutpie.sample(
-            compiled, maxdepth=_MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
-        )
-    except RuntimeError as error:
-        import gc
-
-        gc.collect()  # nutpie's sampler must be gone before the process ends
-        raise NumericalError(
-            f"the sampler could not run: {str(error).splitlines()[0]}. Check the prior's numbers "
-            "against the data's scale"
-        ) from None
-
-
 def _collect(
     spec: GaussianMixture,
     data: Data,
@@ -304,7 +212,7 @@ def _collect(
     log_likelihood: bool | None,
 ) -> tuple[xr.DataTree, Verdict]:
     family, k = spec.covariance, spec.n_components
-    draws, stats = _finished(sampled)
+    draws, stats = finished(sampled)
     raw = {n: draws[n].to_numpy() for n in tree.DIMS}
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
@@ -342,7 +250,7 @@ def _collect(
         stats,
         margin=margin if k > 1 else None,
         family=family,
-        max_treedepth=_MAX_DEPTH,
+        max_treedepth=MAX_DEPTH,
     )
     obs = plain_index(data.index)
     groups = {
@@ -386,31 +294,6 @@ def _collect(
         "verdict": verdict.to_json(),
     }
     return fit, verdict
-
-
-def _finished(sampled: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return draws and statistics without what an interruption left open.
-
-    nutpie pads chains to one length with NaN. The rectangle of chains and draws that keeps most is
-    taken: a chain that had hardly begun is dropped rather than the draws of the others.
-    """
-    if "posterior" not in sampled.children:
-        raise KeyboardInterrupt
-    finite = np.isfinite(sampled["sample_stats"]["logp"].to_numpy())
-    done = np.where(finite.all(axis=1), finite.shape[1], np.argmin(finite, axis=1))
-    longest_first = np.argsort(-done, kind="stable")
-    area = done[longest_first] * np.arange(1, len(done) + 1)
-    best = int(np.argmax(area))
-    if area[best] == 0:
-        raise KeyboardInterrupt
-    part = {
-        "chain": np.sort(longest_first[: best + 1]),
-        "draw": slice(0, done[longest_first[best]]),
-    }
-    return (
-        sampled["posterior"].to_dataset().isel(part),
-        sampled["sample_stats"].to_dataset().isel(part),
-    )
 
 
 def _sample_stats(stats: xr.Dataset) -> xr.Dataset:

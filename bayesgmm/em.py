@@ -28,6 +28,8 @@ from bayesgmm.start import Start
 _SINGULAR = 1e-12
 # A component with less than half an observation has none of its own.
 _EMPTY = 0.5
+# A step of this many standard errors of a single observation is rounding: EM stands still.
+_ROUNDING = 16 * float(np.finfo(float).eps)
 _SAFETY = 0.3  # the rate is an estimate; aim this far below `tol`
 
 
@@ -48,8 +50,11 @@ class Run:
 
     @property
     def is_usable(self) -> bool:
-        """Whether this may be called an optimum: neither singular nor with an empty component."""
-        return self.reason not in ("singular", "empty", "tiny")
+        """Whether this may be called an optimum: neither singular nor with an empty component.
+
+        Nor interrupted before the first pass over the data.
+        """
+        return self.reason not in ("singular", "empty", "tiny") and len(self.trace) > 0
 
 
 def m_step(moments: Moments, about: Parameters, family: Covariance) -> Parameters:
@@ -113,10 +118,12 @@ def run(
     trouble = _trouble(parameters, data)
     if trouble:
         return Run(start.method, parameters, _no_moments(parameters), np.empty(0), trouble)
-    moments = table(parameters)
-    trace = [moments.loglik]
+    moments = _no_moments(parameters)
+    trace: list[float] = []
     reason, last = "max_iter", np.inf
     try:
+        moments = table(parameters)
+        trace.append(moments.loglik)
         for _ in range(max_iter):
             if moments.mean_count.min() - (prior.shrinkage if prior else 0.0) < _EMPTY:
                 reason = "empty"
@@ -131,7 +138,7 @@ def run(
             trace.append(moments.loglik)
             rate = min(length / last, 1.0) if last > 0 else 0.0
             last = length
-            if length == 0.0:
+            if length <= _ROUNDING * np.sqrt(moments.weight_count.sum()):
                 reason = "fixed point"
                 break
             if rate < 1.0 and length <= _SAFETY * tol * np.sqrt(1.0 - rate):

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def fit_em(
         If the fit should not be trusted, with the reasons.
     """
     began = time.perf_counter()
-    _check_arguments(spec, estimate, n_starts, max_iter, tol)
+    _check_arguments(spec, estimate, n_starts, max_iter, tol, threads)
     with collected() as notes:
         data = read(
             X,
@@ -126,6 +127,8 @@ def fit_em(
         if runs[-1].reason == "interrupted":
             break
     usable = [i for i, r in enumerate(runs) if r.is_usable]
+    if not usable and runs[-1].reason == "interrupted":
+        raise KeyboardInterrupt
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
     best = max(usable, key=lambda i: runs[i].objective)
@@ -154,7 +157,12 @@ def fit_em(
 
 
 def _check_arguments(
-    spec: GaussianMixture, estimate: str, n_starts: int, max_iter: int, tol: float
+    spec: GaussianMixture,
+    estimate: str,
+    n_starts: int,
+    max_iter: int,
+    tol: float,
+    threads: int | None,
 ) -> None:
     if not isinstance(spec, GaussianMixture):
         raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
@@ -162,8 +170,10 @@ def _check_arguments(
         raise ArgumentError("estimate", f"must be 'mle' or 'map', not {estimate!r}")
     whole_number("n_starts", n_starts, least=1)
     whole_number("max_iter", max_iter, least=1)
-    if not tol >= 0:
+    if isinstance(tol, bool) or not isinstance(tol, Real) or not tol >= 0:
         raise ArgumentError("tol", f"must be 0 or more standard errors, not {tol!r}")
+    if threads is not None:
+        whole_number("threads", threads, least=1)
 
 
 def seed_of(random_seed: int | None) -> int:
@@ -215,6 +225,8 @@ def _certified(
             break
         aim = 0.1 * aim
         more = go(Start(best.method, best.parameters), aim)
+        if not more.is_usable:  # on from a saddle into a singularity
+            break
         best = replace(more, trace=np.concatenate([best.trace[:-1], more.trace]))
     return best, information
 
@@ -334,7 +346,7 @@ def _result(
         "engine": "em",
         "estimate": estimate,
         "spec": spec.to_json(),
-        "stop_reason": top.reason,
+        "stop_reason": "interrupted" if runs[-1].reason == "interrupted" else top.reason,
         "fingerprint": data.fingerprint,
         "bayesgmm_version": package_version(),
         "versions": versions(),

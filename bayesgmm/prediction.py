@@ -137,7 +137,6 @@ def score(fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None) ->
     """
     mixture = _mixture(fit, draws)
     x, index = _read(fit, X, mixture)
-
     each = mixture.draws()
 
     def part(rows: Array) -> Array:
@@ -181,7 +180,6 @@ def predict_proba(
     """
     mixture = _mixture(fit, draws)
     x, index = _read(fit, X, mixture)
-
     each = mixture.draws()
 
     def part(rows: Array) -> Array:
@@ -240,7 +238,7 @@ def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixtur
     if isinstance(fit, Parameters):
         arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
         _check_shapes(*arrays)
-        names = tuple(f"x{f}" for f in range(fit.d))
+        names = tuple(f"x{f}" for f in range(arrays[1].shape[-1]))
     elif "posterior" in getattr(fit, "children", {}):
         group = fit["posterior"].to_dataset()
         ordered = (group[name].transpose("chain", "draw", *DIMS[name]) for name in DIMS)
@@ -268,7 +266,7 @@ def _check_shapes(weight: Array, mean: Array, covariance: Array) -> None:
 
 def _whitening(weight: Array, mean: Array, covariance: Array) -> Array:
     """Return the whitening of every covariance, or say which parameters are of no mixture."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         uneven = np.abs(covariance - np.swapaxes(covariance, 2, 3)).max(axis=(2, 3))
         symmetric = (uneven <= 1e-8 * np.abs(covariance).max(axis=(2, 3))).all(axis=1)
         summed = np.abs(weight.sum(axis=1) - 1.0) < 1e-6

@@ -65,7 +65,11 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
     if isinstance(start, Parameters):
         parameters = start
     else:
-        posterior = start["posterior"] if isinstance(start, xr.DataTree) else start
+        posterior = start
+        if isinstance(start, xr.DataTree):
+            if "posterior" not in start.children:
+                raise ArgumentError("start", "is a tree without a posterior: no fit")
+            posterior = start["posterior"]
         missing = [v for v in ("weight", "mean", "covariance") if v not in posterior]
         if missing:
             raise ArgumentError("start", f"has no variable {', '.join(missing)}")
@@ -75,7 +79,10 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
                 raise ArgumentError("start", "has many draws; give one set of parameters")
             values = [v[0, 0] for v in values]
         parameters = Parameters(*values)
-    parameters = Parameters(*(np.asarray(v, dtype=np.float64) for v in vars_of(parameters)))
+    try:
+        parameters = Parameters(*(np.asarray(v, dtype=np.float64) for v in vars_of(parameters)))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("start", f"holds something that is no number ({error})") from None
     shapes = ((k,), (k, d), (k, d, d))
     for name, value, shape in zip(
         ("weight", "mean", "covariance"), vars_of(parameters), shapes, strict=True
@@ -86,6 +93,9 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
             raise ArgumentError("start", f"{name} is not finite")
     if not (parameters.weight > 0).all() or abs(parameters.weight.sum() - 1.0) > 1e-6:
         raise ArgumentError("start", "weights must be positive and sum to one")
+    turned = np.swapaxes(parameters.covariance, 1, 2)
+    if not np.allclose(parameters.covariance, turned, rtol=1e-8, atol=0.0):
+        raise ArgumentError("start", "a covariance is not symmetric")
     try:
         np.linalg.cholesky(parameters.covariance)
     except np.linalg.LinAlgError:
@@ -106,10 +116,12 @@ def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np
             "must be 'kmeans', 'random', Parameters, a fit, or one integer label (0 to "
             f"{k - 1}) for each of the {data.n} rows",
         )
-    present = np.unique(labels)
-    if present.min() < 0 or present.max() >= k or len(present) < k:
+    present = np.unique(labels[data.weight > 0] if data.weight.size else labels)
+    if labels.min() < 0 or labels.max() >= k or len(present) < k:
         raise ArgumentError(
-            "start", f"labels must be 0 to {k - 1}, each used; these are {present.tolist()}"
+            "start",
+            f"labels must be 0 to {k - 1}, each used by a row of positive weight; "
+            f"these are {np.unique(labels).tolist()}",
         )
     return labels.astype(np.intp)
 

@@ -211,7 +211,7 @@ def test_debug_shows_where_an_error_was_raised(engines, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-k", "0"], "-k: must be at least 1"),
+        (["-k", "0"], "-k: must be an integer of at least 1"),
         (["-k", "2", "--covariance", "XYZ"], "--covariance: 'XYZ' is not a covariance family"),
         (["-k", "2", "--columns", "a,c"], "--columns: "),
         (["-k", "2", "--columns", "a,,b"], "is not a list of names"),

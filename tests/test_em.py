@@ -230,13 +230,15 @@ def test_slow_em_goes_on_until_it_is_there():
 
 
 def test_zero_tolerance_stops_at_a_fixed_point_or_at_max_iter():
-    found = fit(TWO, FAITHFUL, start=LABELS, tol=0.0, max_iter=500)
-    assert found.attrs["stop_reason"] in ("fixed point", "max_iter")
-    assert found["sample_stats"]["n_iter"] <= 500
+    found = fit(TWO, FAITHFUL, start=LABELS, tol=0.0)
+    assert found.attrs["stop_reason"] == "fixed point"
+    assert found["sample_stats"]["n_iter"] <= 200
     assert found["criteria"]["loglik"].item() == pytest.approx(-1130.2639601847, rel=1e-12)
     separate = np.array([[0.0], [1.0], [100.0], [101.0], [0.5], [100.25]])
     found = fit(bg.GaussianMixture(2, "E"), separate, start=[0, 0, 1, 1, 0, 1], tol=0.0)
     assert found.attrs["stop_reason"] == "fixed point"
+    found = fit(TWO, FAITHFUL, start=LABELS, tol=0.0, max_iter=3)
+    assert found.attrs["stop_reason"] == "max_iter"
 
 
 def test_one_step_is_not_enough():
@@ -368,13 +370,13 @@ def test_a_singular_component_is_never_the_best():
 
 
 def test_rejected_starts_are_counted_in_the_verdict():
-    x = np.concatenate([np.zeros((6, 1)), np.random.default_rng(0).normal(3, 1, size=(40, 1))])
-    found = fit(bg.GaussianMixture(2, "V"), x, random_seed=2, n_starts=12)
+    x = np.random.default_rng(3).normal(size=(30, 1))
+    found = fit(bg.GaussianMixture(4, "V"), x, random_seed=3, n_starts=20)
     rejected = int((~found["starts"]["usable"]).sum())
-    assert 0 < rejected < 12
+    assert 0 < rejected < 20
     checks = {c["code"]: c for c in json.loads(found.attrs["verdict"])["checks"]}
-    assert str(rejected) in checks["starts"]["evidence"]
-    assert checks["starts"]["status"] == "warn"
+    assert f"{rejected} of 20 starts were unusable" in checks["starts"]["evidence"]
+    assert checks["starts"]["status"] == ("warn" if rejected > 10 else "ok")
 
 
 @pytest.mark.parametrize("letters", ["VVV", "VVI", "VII", "VEE", "VEI", "EVV", "EVI", "EVE", "VVE"])
@@ -614,12 +616,12 @@ def test_interrupted_in_the_first_run(monkeypatch):
 
 def test_interrupted_later_the_best_so_far_is_kept(monkeypatch):
     whole = fit(TWO, FAITHFUL, start="kmeans", random_seed=0, n_starts=1)
-    passes = int(whole["sample_stats"]["n_iter"]) + 1
+    passes = whole["sample_stats"]["n_iter"].item() + 1
     for calls in (passes + 3, passes):  # inside the second run, and before its first pass
         interrupt_after(calls, monkeypatch)
-        with pytest.warns(FitWarning, match="interrupted"):
-            found = bg.fit_em(TWO, FAITHFUL, start="kmeans", random_seed=0, n_starts=5)
+        found = fit(TWO, FAITHFUL, start="kmeans", random_seed=0, n_starts=5)
         assert reasons(found) == ["converged", "interrupted"]
+        assert found.attrs["stop_reason"] == "interrupted"
         assert_allclose(values(found), values(whole), rtol=1e-12)
 
 

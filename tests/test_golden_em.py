@@ -283,8 +283,7 @@ def anchored_prior(data: Data, family: Covariance, k: int, prior: ConjugatePrior
 # Here a component loses its last half an observation, and EM stops ("empty"). mclust goes on, to a
 # weight of about 1e-10 and the covariance of the prior; so do we when told that nothing is empty.
 EMPTY = {("faithful", "VVI", 3), ("faithful", "VVI", 4)}
-# And here mclust ends elsewhere than at a component without observations; only its log-likelihood is
-# stored, which does not say where.
+# And here mclust ends elsewhere than at a component without observations; where, is not stored.
 PARTED = {("galaxies", "V", 8)}
 # EM comes to a standstill at a saddle, here and in mclust; a smaller tol than the default notices
 # that steps grow again, by 1 + 2e-5 a step.
