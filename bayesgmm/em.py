@@ -138,11 +138,14 @@ def run(
             trace.append(moments.loglik)
             rate = min(length / last, 1.0) if last > 0 else 0.0
             last = length
-            if length <= _ROUNDING * np.sqrt(moments.weight_count.sum()):
+            if length == 0.0:
                 reason = "fixed point"
                 break
             if rate < 1.0 and length <= _SAFETY * tol * np.sqrt(1.0 - rate):
                 reason = "converged"
+                break
+            if length <= _ROUNDING * np.sqrt(moments.weight_count.sum()):
+                reason = "fixed point"
                 break
     except KeyboardInterrupt:
         reason = "interrupted"

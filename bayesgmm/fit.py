@@ -161,7 +161,7 @@ def _check_arguments(
     estimate: str,
     n_starts: int,
     max_iter: int,
-    tol: float,
+    tol: Any,
     threads: int | None,
 ) -> None:
     if not isinstance(spec, GaussianMixture):

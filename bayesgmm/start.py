@@ -65,7 +65,7 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
     if isinstance(start, Parameters):
         parameters = start
     else:
-        posterior = start
+        posterior: Any = start
         if isinstance(start, xr.DataTree):
             if "posterior" not in start.children:
                 raise ArgumentError("start", "is a tree without a posterior: no fit")

@@ -490,7 +490,7 @@ WRONG_STARTS = {
     "a weight of zero": (good(weight=np.array([0.0, 1.0])), "weights must be positive"),
     "weights of sum two": (good(weight=np.array([1.0, 1.0])), "weights must be positive"),
     "a NaN mean": (good(mean=np.full((2, 2), np.nan)), "mean is not finite"),
-    "text": (good(mean=np.array([["a", "b"]] * 2)), "mean"),
+    "text": (good(mean=np.array([["a", "b"]] * 2)), "is no number"),
     "not definite": (good(covariance=np.stack([-np.eye(2)] * 2)), "positive definite"),
     "singular": (good(covariance=np.zeros((2, 2, 2))), "positive definite"),
     "not symmetric": (
