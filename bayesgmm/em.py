@@ -149,7 +149,8 @@ def run(
                 break
     except KeyboardInterrupt:
         reason = "interrupted"
-    if reason not in ("singular", "empty") and not prior and _has_tiny(moments, family):
+    is_over = reason not in ("singular", "empty", "interrupted")
+    if is_over and not prior and _has_tiny(moments, family):
         reason = "tiny"
     return Run(start.method, parameters, moments, np.array(trace), reason)
 

@@ -131,7 +131,8 @@ def fit_em(
         raise KeyboardInterrupt
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
-    best = max(usable, key=lambda i: runs[i].objective)
+    finished = [i for i in usable if runs[i].reason != "interrupted"]
+    best = max(finished or usable, key=lambda i: runs[i].objective)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS
     information = None
     if wanted if standard_errors is None else standard_errors:
@@ -170,7 +171,7 @@ def _check_arguments(
         raise ArgumentError("estimate", f"must be 'mle' or 'map', not {estimate!r}")
     whole_number("n_starts", n_starts, least=1)
     whole_number("max_iter", max_iter, least=1)
-    if isinstance(tol, bool) or not isinstance(tol, Real) or not tol >= 0:
+    if isinstance(tol, bool) or not isinstance(tol, Real) or not float(tol) >= 0:
         raise ArgumentError("tol", f"must be 0 or more standard errors, not {tol!r}")
     if threads is not None:
         whole_number("threads", threads, least=1)
