@@ -34,7 +34,7 @@ from bayesgmm.moments import Array, Parameters
 from bayesgmm.nuts import MAX_DEPTH, compile_around, finished, run_nuts
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
-from bayesgmm.resolved import log_density
+from bayesgmm.resolved import describe, log_density
 from bayesgmm.verdict import label_free, posterior_verdict
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
@@ -138,6 +138,7 @@ def sample_posterior(
     fit.attrs |= {
         "random_seed": seed,
         "warnings": to_json(notes),
+        "prior": json.dumps(describe(prior, data.names)),
         "timings": json.dumps(clock.laps),
     }
     warn(verdict, PosteriorWarning)

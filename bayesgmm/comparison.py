@@ -396,11 +396,29 @@ def _name(fit: xr.DataTree) -> str:
 
 def _prior_note(mle: xr.DataTree, post: xr.DataTree) -> str:
     own, other = spec_of(mle).prior, spec_of(post).prior
+    numbers = _prior_numbers(post)
     if mle.attrs["estimate"] == "mle":
-        return f"{_name(mle)}: no prior; {_name(post)}: {other!r}"
+        return f"{_name(mle)}: no prior; {_name(post)}: {other!r}{numbers}"
     if own == other:
-        return f"both: {other!r}"
-    return f"different priors: {_name(mle)}: {own!r}; {_name(post)}: {other!r}"
+        return f"both: {other!r}{numbers}"
+    return f"different priors: {_name(mle)}: {own!r}; {_name(post)}: {other!r}{numbers}"
+
+
+def _prior_numbers(post: xr.DataTree) -> str:
+    """What the prior's defaults came to for these data, where the fit says so."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {text(v)}" for name, v in value.items())
+        if isinstance(value, list):
+            return "[" + ", ".join(map(text, value)) + "]"
+        return f"{value:.6g}" if isinstance(value, int | float) else str(value)
+
+    if "prior" not in post.attrs:
+        return ""
+    found = json.loads(post.attrs["prior"])
+    numbers = "; ".join(f"{name} = {text(value)}" for name, value in found.items())
+    return f" (in units of the data: {numbers})"
 
 
 def _describe_data(fit: xr.DataTree) -> dict[str, Any]:

@@ -160,7 +160,8 @@ def _trouble(parameters: Parameters, data: Data) -> str:
     if not np.isfinite(parameters.covariance).all():
         return "singular"
     try:
-        whitening = parameters.whitening
+        # Two factorisations that may disagree about the last bit: both must exist.
+        whitening, _ = parameters.whitening, parameters.factor
     except np.linalg.LinAlgError:
         return "singular"
     sd = np.sqrt(np.diagonal(data.covariance))
@@ -172,12 +173,13 @@ def _has_tiny(moments: Moments, family: Covariance) -> bool:
 
     With d + 1 points or fewer a whole matrix is singular, with two points so is a variance in the
     sense that matters: the likelihood has no bound near it (Day 1969, Biometrika 56, 463-474).
+    Counts are sums of shares, a little less or more than a number of points: hence the halves.
     """
     if family.is_common:
         return False
     d = moments.first.shape[1]
-    needed = 3.0 if family.orientation != "V" else d + 2.0
-    return bool(moments.mean_count.min() < needed - 1e-6)
+    needed = 2.5 if family.orientation != "V" else d + 1.5
+    return bool(moments.mean_count.min() < needed)
 
 
 def _no_moments(parameters: Parameters) -> Moments:

@@ -135,7 +135,9 @@ class GaussianMixture:
                     prior["scale"] = _from_record(prior["scale"], _SCALES)
                 prior = _from_record(prior, _PRIORS)
             return GaussianMixture(record["n_components"], record["covariance"], prior)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except ArgumentError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError("text", f"not the JSON of a GaussianMixture ({error})") from error
 
 

@@ -254,6 +254,26 @@ def test_parameters_of_vve_are_those_of_exact_steps(record):
     assert_parameters(data.to_data_units(found.parameters), as_parameters(record), 5e-3)
 
 
+# Many starts
+
+MULTISTART = [
+    pytest.param(fit, id=f"{fit['csv'][5:-4]}-{fit['model']}-{fit['K']}")
+    for fit in registry.golden("multistart_best")["fits"]
+    if fit["hits"] >= 40
+]
+
+
+@pytest.mark.parametrize("record", MULTISTART)
+def test_many_starts_find_the_best_maximum_known(record):
+    """The best regular one that mclust found from 200 random starts, with a fifth of them."""
+    x = registry.table(record["csv"][5:-4])
+    spec = bg.GaussianMixture(record["K"], record["model"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bg.errors.BayesgmmWarning)
+        fit = bg.fit_em(spec, x, random_seed=1, n_starts=40)
+    assert fit["criteria"]["loglik"].item() >= record["best_loglik"] - 1e-4
+
+
 # MAP
 
 CONJUGATE = ("E", "V", "VII", "VVI", "EEE", "VVV")
