@@ -168,11 +168,10 @@ def test_mclusts_table(family, dataset):
 # Converged like mclust, but with a component of fewer observations than its covariance needs (d + 2
 # for a matrix of its own, else 3): not a maximum to be reported. All are flagged in the table.
 TINY = {
-    "EuroUnemployment": {"EVI": (3, 4), "EEV": (2, 3, 4), "EVV": (2, 3, 4), "VEV": (4,)},
+    "EuroUnemployment": {"EVI": (3, 4), "EEV": (2, 3, 4), "EVV": (2, 3, 4)},
     "banknote": {"VEE": (6,)},
     "galaxies": {"V": (5, 8)},
-    "geyser_mass": {"EEV": (4, 5), "VEI": (6,)},
-    "trees": {"VEI": (3,), "VVI": (3, 4), "EVI": (4,)},
+    "geyser_mass": {"EEV": (4, 5)},
 }
 
 
@@ -265,12 +264,12 @@ MULTISTART = [
 
 @pytest.mark.parametrize("record", MULTISTART)
 def test_many_starts_find_the_best_maximum_known(record):
-    """The best regular one that mclust found from 200 random starts, with a fifth of them."""
+    """The best regular one that mclust found from 200 random starts."""
     x = registry.table(record["csv"][5:-4])
     spec = bg.GaussianMixture(record["K"], record["model"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bg.errors.BayesgmmWarning)
-        fit = bg.fit_em(spec, x, random_seed=1, n_starts=40)
+        fit = bg.fit_em(spec, x, random_seed=1, n_starts=15)
     assert fit["criteria"]["loglik"].item() >= record["best_loglik"] - 1e-4
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from models import GOLDEN, table
 
-from bayesgmm.bayes import _compile, _density, _sample, sample_posterior
+from bayesgmm.bayes import sample_posterior
 from bayesgmm.checks import Verdict
 from bayesgmm.data import read
 from bayesgmm.errors import ArgumentError, DataError, NotYetSupportedError, PosteriorWarning
@@ -24,6 +24,7 @@ from bayesgmm.labels import match
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import resolve, to_pymc
 from bayesgmm.moments import Parameters, log_density, responsibilities
+from bayesgmm.nuts import _density, compile_around, run_nuts
 from bayesgmm.op import MixtureLogp, MixtureRows
 from bayesgmm.prior import HalfNormal, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior_density
@@ -389,7 +390,7 @@ class TestSampler:
     def test_one_pass_and_the_models_own_density(self, mle: xr.DataTree) -> None:
         spec = GaussianMixture(2)
         data = read(table("faithful"), family=spec.covariance, n_components=2)
-        compiled = _compile(spec, data, point(mle))
+        compiled = compile_around(point(mle), spec, data)
         nodes = compiled.logp_func.maker.fgraph.toposort()
         assert sum(isinstance(node.op, MixtureLogp) for node in nodes) == 1
         assert not any(isinstance(node.op, MixtureRows) for node in nodes)
@@ -412,7 +413,7 @@ class TestSampler:
         # The same compiled model: other seeds, other draws; the number of cores changes nothing.
         settings = {"draws": 30, "tune": 60, "chains": 3, "target_accept": 0.9}
         runs = [
-            _sample(compiled, progress_bar=False, seed=seed, cores=cores, **settings)
+            run_nuts(compiled, progress_bar=False, seed=seed, cores=cores, **settings)
             for seed, cores in ((1, 1), (1, 2), (2, 2))
         ]
         one, two, other = (draws_of(run) for run in runs)
