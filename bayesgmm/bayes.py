@@ -16,7 +16,7 @@ from arviz_stats.loo import loo as psis_loo
 from bayesgmm import kernel_ops, tree
 from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import Verdict, warn
-from bayesgmm.data import Data, read
+from bayesgmm.data import Data, read_for
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -109,13 +109,7 @@ def sample_posterior(
     seed = seed_of(random_seed)
     clock = _Clock()
     with collected() as notes:
-        data = read(
-            X,
-            sample_weight=sample_weight,
-            family=spec.covariance,
-            n_components=spec.n_components,
-            columns=columns,
-        )
+        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
         prior = resolve(spec, data)
         warn_if_improper(spec, data)
     pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)

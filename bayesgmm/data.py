@@ -18,6 +18,7 @@ import pandas as pd
 
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.errors import ArgumentError, TooFewRowsError
+from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
 from bayesgmm.preflight import (
     check_dependence,
@@ -205,6 +206,23 @@ def read(
         mean=mean,
         covariance=covariance,
         fingerprint=_fingerprint(table, weight),
+    )
+
+
+def read_for(
+    spec: GaussianMixture,
+    X: Any,
+    *,
+    sample_weight: Any = None,
+    columns: Sequence[str] | None = None,
+) -> Data:
+    """Read a table for a specification: `read` with its family and number of components."""
+    return read(
+        X,
+        sample_weight=sample_weight,
+        family=spec.covariance,
+        n_components=spec.n_components,
+        columns=columns,
     )
 
 

@@ -16,7 +16,7 @@ from bayesgmm import tree
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
+from bayesgmm.data import Data, read_for
 from bayesgmm.em import Run, run
 from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
@@ -104,13 +104,7 @@ def fit_em(
     began = time.perf_counter()
     _check_arguments(spec, estimate, n_starts, max_iter, tol, threads)
     with collected() as notes:
-        data = read(
-            X,
-            sample_weight=sample_weight,
-            family=spec.covariance,
-            n_components=spec.n_components,
-            columns=columns,
-        )
+        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
     seed = seed_of(random_seed)

@@ -20,7 +20,7 @@ from pytensor.link.numba.dispatch.basic import numba_njit
 from pytensor.link.numba.dispatch.random import numba_core_rv_funcify
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
+from bayesgmm.data import Data, read_for
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
@@ -167,13 +167,7 @@ def to_pymc(
         With code ``improper-posterior``, see `warn_if_improper`.
     """
     refuse_unsupported(spec)
-    data = read(
-        X,
-        sample_weight=sample_weight,
-        family=spec.covariance,
-        n_components=spec.n_components,
-        columns=columns,
-    )
+    data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     model = build(spec, data)
     warn_if_improper(spec, data)
     return model

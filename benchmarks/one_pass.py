@@ -6,16 +6,12 @@ the same log-likelihood. Run with nothing else on the machine: ``python benchmar
 
 from __future__ import annotations
 
-import os
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # before NumPy is loaded
-
 import time
 from collections.abc import Callable
 
 import numpy as np
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from bayesgmm.moments import Parameters, accumulate
 
@@ -77,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=1):
+        main()
