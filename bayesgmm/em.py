@@ -175,11 +175,15 @@ def _has_tiny(moments: Moments, family: Covariance) -> bool:
     sense that matters: the likelihood has no bound near it (Day 1969, Biometrika 56, 463-474).
     Counts are sums of shares, a little less or more than a number of points: hence the halves.
     """
-    if family.is_common:
-        return False
+    if "V" not in (family.volume, family.shape):
+        return False  # one spectrum for all: none can be singular by itself
     d = moments.first.shape[1]
-    needed = 2.5 if family.orientation != "V" else d + 1.5
-    return bool(moments.mean_count.min() < needed)
+    return bool(moments.mean_count.min() < _least_count(family, d))
+
+
+def _least_count(family: Covariance, d: int) -> float:
+    """Return how many observations a component needs to have a spectrum of its own."""
+    return 2.5 if family.orientation != "V" else d + 1.5
 
 
 def _no_moments(parameters: Parameters) -> Moments:

@@ -104,11 +104,12 @@ def _converged(reason: str, n_iter: int, distance: float, tol: float) -> Check:
 
 
 def _small_component(counts: Array, family: Covariance, d: int) -> Check:
-    own = d + 2.0 if family.orientation == "V" else 3.0
-    needed = 2.0 if family.is_common else own
+    # As in `em`; a component without parameters of its own but a mean needs less.
+    own = d + 1.5 if family.orientation == "V" else 2.5
+    needed = 1.5 if family.is_common else own
     smallest = float(counts.min())
     evidence = f"the smallest component has {smallest:.3g} observations"
-    if smallest >= needed - 1e-6:
+    if smallest >= needed:
         return Check("small-component", "ok", evidence)
     return Check(
         "small-component",

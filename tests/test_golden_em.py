@@ -168,10 +168,9 @@ def test_mclusts_table(family, dataset):
 # Converged like mclust, but with a component of fewer observations than its covariance needs (d + 2
 # for a matrix of its own, else 3): not a maximum to be reported. All are flagged in the table.
 TINY = {
-    "EuroUnemployment": {"EVI": (3, 4), "EEV": (2, 3, 4), "EVV": (2, 3, 4)},
+    "EuroUnemployment": {"EVI": (3, 4), "EVV": (2, 3, 4)},
     "banknote": {"VEE": (6,)},
     "galaxies": {"V": (5, 8)},
-    "geyser_mass": {"EEV": (4, 5)},
 }
 
 
