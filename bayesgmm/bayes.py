@@ -28,8 +28,8 @@ from bayesgmm.errors import (
 )
 from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
-from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import refuse_unsupported, resolve, warn_if_improper
+from bayesgmm.mixture import GaussianMixture, refuse_unsupported
+from bayesgmm.model import resolve, warn_if_improper
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.nuts import MAX_DEPTH, compile_around, finished, run_nuts
 from bayesgmm.prior import ConjugatePrior

@@ -198,6 +198,9 @@ def _compare(
     sampling: dict[str, Any],
     excel_safe: bool,
 ) -> None:
+    from bayesgmm.mixture import refuse_unsupported
+
+    refuse_unsupported(spec)  # before EM is run for nothing
     _say("fitting by EM ...", sys.stderr)
     from bayesgmm.fit import fit_em
     from bayesgmm.tree import save

@@ -8,7 +8,7 @@ from typing import Any
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.covariance import Covariance
-from bayesgmm.errors import ArgumentError
+from bayesgmm.errors import ArgumentError, NotYetSupportedError
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
@@ -139,6 +139,18 @@ class GaussianMixture:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError("text", f"not the JSON of a GaussianMixture ({error})") from error
+
+
+def refuse_unsupported(spec: GaussianMixture) -> None:
+    """Refuse what cannot be sampled yet, before any work is done."""
+    if not isinstance(spec, GaussianMixture):
+        raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
+    if spec.covariance.is_polar:
+        raise NotYetSupportedError(
+            "covariance",
+            f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
+            "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
+        )
 
 
 def _name_of(value: object, kinds: dict[str, type[Any]]) -> str:

@@ -21,8 +21,8 @@ from pytensor.link.numba.dispatch.random import numba_core_rv_funcify
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
-from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
-from bayesgmm.mixture import GaussianMixture
+from bayesgmm.errors import ArgumentError, PosteriorWarning
+from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.moments import Array
 from bayesgmm.op import Chart, ConjugateTerms, MixtureRows
 from bayesgmm.predictive import draw_covariance
@@ -171,18 +171,6 @@ def to_pymc(
     model = build(spec, data)
     warn_if_improper(spec, data)
     return model
-
-
-def refuse_unsupported(spec: GaussianMixture) -> None:
-    """Refuse what cannot be sampled yet, before any work is done."""
-    if not isinstance(spec, GaussianMixture):
-        raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
-    if spec.covariance.is_polar:
-        raise NotYetSupportedError(
-            "covariance",
-            f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
-            "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
-        )
 
 
 def warn_if_improper(spec: GaussianMixture, data: Data) -> None:

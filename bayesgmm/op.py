@@ -227,6 +227,9 @@ class ChartPullback(Op):
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
         outputs[0][0] = kernel_ops.chart_pullback(*map(np.ascontiguousarray, inputs))
 
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
+        return [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
+
 
 @register_funcify_default_op_cache_key(ChartPullback)
 def _numba_chart_pullback(op: Any, node: Any, **kwargs: Any) -> Any:

@@ -674,3 +674,12 @@ def test_far_apart_groups_are_certain():
     assert found["criteria"]["icl"] == found["criteria"]["bic"]
     within = np.concatenate([x[:50] - x[:50].mean(), x[50:] - x[50:].mean()])
     assert_allclose(tree.point(found).covariance.ravel(), (within**2).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [9, 15, 25, 26])
+def test_a_spike_that_is_kept_is_not_called_good(seed):
+    """Four components on thirty points of one normal: the best has a few that are close by chance."""
+    x = np.random.default_rng(seed).normal(size=30)
+    with pytest.warns(FitWarning, match="close by chance"):
+        found = bg.fit_em(bg.GaussianMixture(4, "V"), x, n_starts=20, random_seed=1)
+    assert found["posterior"]["covariance"].min() < 0.01**2

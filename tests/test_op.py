@@ -474,7 +474,7 @@ class TestChart:
         chart = FamilyChart(Covariance("VVV"), 2, np.ones(2))
         vector = pt.dvector()
         first = pt.grad(chart.backward(vector).sum(), vector)
-        with pytest.raises((NullTypeGradError, NotImplementedError, AttributeError)):
+        with pytest.raises(NullTypeGradError):
             pt.grad(first[0], vector)
 
     def test_an_overflow_is_no_exception(self) -> None:

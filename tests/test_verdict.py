@@ -377,6 +377,11 @@ def test_a_good_fit_is_ok():
         ({"distance": 1e-2}, "converged", "warn"),
         ({"is_positive_definite": False, "distance": np.nan}, "hessian", "fail"),
         ({"counts": np.array([3.4, 300.0])}, "small-component", "warn"),
+        (
+            {"counts": np.array([5.9, 300.0]), "family": Covariance("VVI")},
+            "small-component",
+            "warn",
+        ),
         ({"counts": np.array([1.4, 3.0]), "family": Covariance("EEE")}, "small-component", "warn"),
         ({"reasons": ["converged"] * 4 + ["singular"] * 5 + ["empty"]}, "starts", "warn"),
         ({"n_at_best": 1}, "best-found-once", "warn"),
@@ -395,7 +400,7 @@ def test_each_kind_of_bad_fit_is_called_bad(facts, code, status):
     [
         {"reason": "fixed point", "distance": np.nan},
         {"is_positive_definite": None, "distance": np.nan},
-        {"counts": np.array([3.0, 300.0]), "family": Covariance("VVI")},
+        {"counts": np.array([6.0, 300.0]), "family": Covariance("VVI")},
         {"counts": np.array([2.0, 300.0]), "family": Covariance("EEE")},
         {"reasons": ["converged"], "n_at_best": 1},
         {"reasons": ["converged"] * 5 + ["tiny"] * 5},
