@@ -678,7 +678,7 @@ def test_far_apart_groups_are_certain():
 
 @pytest.mark.parametrize("seed", [9, 15, 25, 26])
 def test_a_spike_that_is_kept_is_not_called_good(seed):
-    """Four components on thirty points of one normal: the best has a few that are close by chance."""
+    """Four components on thirty points of one normal: a few points happen to be close."""
     x = np.random.default_rng(seed).normal(size=30)
     with pytest.warns(FitWarning, match="close by chance"):
         found = bg.fit_em(bg.GaussianMixture(4, "V"), x, n_starts=20, random_seed=1)
