@@ -174,21 +174,32 @@ def _missing(x: Array, parameters: Parameters, basis: Array, weight: Array) -> A
     width = 1 + d + len(basis)
     info = np.zeros((k * width, k * width))
     rows, columns = np.array([np.argwhere(np.tril(b))[0] for b in basis]).T
-    factor = np.where(rows == columns, 0.5, 1.0)
-    offset = np.where(rows == columns, 0.5, 0.0)
+    factor = np.where(rows == columns, 0.5, 1.0)[:, None]
+    offset = np.where(rows == columns, 0.5, 0.0)[:, None]
+    score = np.empty((k, width, _ROWS))
     for begin in range(0, len(x), _ROWS):
         part = x[begin : begin + _ROWS]
-        r = responsibilities(part, parameters)
-        z = np.einsum("kij,nkj->kni", parameters.whitening, part[:, None] - parameters.mean)
-        ones = np.ones((k, len(part), 1))
-        score = np.concatenate([ones, z, factor * z[..., rows] * z[..., columns] - offset], axis=2)
-        root = np.sqrt(weight[begin : begin + _ROWS, None]) if len(weight) else 1.0
+        n = len(part)
+        r = responsibilities(part, parameters).T
+        if len(weight):
+            root = np.sqrt(weight[begin : begin + n])
         for j in range(k):
-            own = np.sqrt(r[:, j, None]) * root * score[j]
+            # One row of `own` for each coordinate: they are long, and side by side in memory.
+            own = score[j, :, :n]
+            own[0] = 1.0
+            z = own[1 : 1 + d]
+            np.matmul(parameters.whitening[j], (part - parameters.mean[j]).T, out=z)
+            np.multiply(z[rows], z[columns], out=own[1 + d :])
+            own[1 + d :] *= factor
+            own[1 + d :] -= offset
+            if len(weight):
+                own *= root
+            scaled = own * r[j]
             block = slice(j * width, (j + 1) * width)
-            info[block, block] += own.T @ own
-        mean_score = (r.T[:, :, None] * root * score).transpose(1, 0, 2).reshape(len(r), -1)
-        info -= mean_score.T @ mean_score
+            info[block, block] += scaled @ own.T
+            own[:] = scaled
+        mean_score = score[:, :, :n].reshape(k * width, n)
+        info -= mean_score @ mean_score.T
     return info
 
 

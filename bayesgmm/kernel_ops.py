@@ -14,7 +14,7 @@ from bayesgmm.kernel import VERSION, accumulate_all, factorise, rows
 
 # Numba compiles a cached function anew when its own file has changed, and those below hold copies
 # of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
-assert VERSION == 4, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 5, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -67,25 +67,22 @@ def loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal):  # t
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrinkage, diagonal):  # type: ignore[no-untyped-def]
-    """A conjugate prior's terms, one per component, and their gradients by mean and covariance.
+def pseudo_sums(mean, whitening, location, scatter, count, shrinkage):  # type: ignore[no-untyped-def]
+    """A conjugate prior's terms, one per component, and its sums of z and z z'.
 
     -1/2 [count log|S| + tr((scatter + shrinkage (mean - location)(mean - location)') S^-1)]
     """
     k, d = mean.shape
-    value = np.full(k, np.nan)
-    whitening, is_definite = factorise(covariance, diagonal)
-    if not is_definite:
-        return value, np.zeros((k, d)), np.zeros((k, d, d))
+    value = np.zeros(k)
     first = np.zeros((k, d))
     second = np.zeros((k, d, d))
-    counts = np.full(k, count)
+    half = np.zeros((d, d))
     for j in range(k):
         w = whitening[j]
-        value[j] = 0.0
-        half = np.zeros((d, d))
         for f in range(d):
             value[j] += count * math.log(w[f, f])
+            for h in range(d):
+                half[f, h] = 0.0
             for g in range(f + 1):
                 first[j, f] += w[f, g] * (location[g] - mean[j, g])
                 for h in range(d):
@@ -97,10 +94,20 @@ def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrin
                     t += half[f, h] * w[g, h]
                 second[j, f, g] = t
             value[j] -= 0.5 * second[j, f, f]
-    for j in range(k):
         for f in range(d):
             first[j, f] *= shrinkage
-    by_mean, by_covariance = pull_back(counts, first, second, whitening)
+    return value, first, second
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrinkage, diagonal):  # type: ignore[no-untyped-def]
+    """`pseudo_sums`' value, one per component, and its gradients by mean and covariance."""
+    k, d = mean.shape
+    whitening, is_definite = factorise(covariance, diagonal)
+    if not is_definite:
+        return np.full(k, np.nan), np.zeros((k, d)), np.zeros((k, d, d))
+    value, first, second = pseudo_sums(mean, whitening, location, scatter, count, shrinkage)
+    by_mean, by_covariance = pull_back(np.full(k, count), first, second, whitening)
     return value, by_mean, by_covariance
 
 
@@ -158,9 +165,15 @@ def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
 def chart_pullback(vector, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
     """Gradient by the vector, from the gradient ``slope`` (k, d, d) by the covariances."""
     factor, s = chart(vector, spectrum, below, unit)[1:]
+    return pull_through_chart(factor, s, spectrum, below, unit, slope)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pull_through_chart(factor, s, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
+    """`chart_pullback` with what `chart` has returned."""
     k, d = s.shape
     p = spectrum.shape[1]
-    out = np.zeros(vector.shape[0])
+    out = np.zeros(p + below.shape[1])
     row = 0
     for j in range(k):
         half = np.zeros((d, d))  # (slope + slope') F

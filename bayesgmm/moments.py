@@ -29,8 +29,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import add
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +39,7 @@ from bayesgmm import kernel
 
 Array = NDArray[np.float64]
 UNWEIGHTED: Array = np.empty(0)
+_ROWS = 4096  # rows that are taken together in NumPy
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,16 +160,29 @@ def accumulate(
     Moments
     """
     arguments = (diagonal, parameters.log_weight, parameters.mean, parameters.whitening)
-    n = len(x)
-    if n <= kernel.CHUNK:
-        return Moments.of_data(*kernel.accumulate(x, weight, 0, n, *arguments))
+    n, chunk = len(x), kernel.CHUNK
+    n_threads = min(threads or os.cpu_count() or 1, -(-n // chunk))
+    if n_threads < 2:
+        return Moments.of_data(*kernel.accumulate_all(x, weight, *arguments))
+    # A few tasks for each thread, so that none waits long for another.
+    size = chunk * max(1, n // (4 * n_threads * chunk))
 
-    def chunk(begin: int) -> Moments:
-        end = min(n, begin + kernel.CHUNK)
-        return Moments.of_data(*kernel.accumulate(x, weight, begin, end, *arguments))
+    def part(begin: int) -> Array:
+        end = min(n, begin + size)
+        return np.asarray(kernel.chunks(x, weight, begin, end, chunk, *arguments))
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return reduce(add, pool.map(chunk, range(0, n, kernel.CHUNK)))
+    sums = np.concatenate(list(_pool(n_threads).map(part, range(0, n, size))))
+    return Moments.of_data(*kernel.total(sums, parameters.k, parameters.d))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting them takes as long as a pass over some thousand rows."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="bayesgmm")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def accumulate_plain(x: Array, parameters: Parameters, weight: Array = UNWEIGHTED) -> Moments:
@@ -193,10 +206,18 @@ def from_responsibilities(
     x: Array, responsibility: Array, about: Parameters, weight: Array = UNWEIGHTED
 ) -> Moments:
     """Return the sums for given responsibilities (n, k), hard or soft: EM's entry from labels."""
-    r = responsibility * weight[:, None] if len(weight) else responsibility
-    z = np.einsum("kij,nkj->kni", about.whitening, x[:, None, :] - about.mean)
-    second = np.stack([(zk * rk[:, None]).T @ zk for zk, rk in zip(z, r.T, strict=True)])
-    return Moments.of_data(float("nan"), r.sum(axis=0), np.einsum("nk,kni->ki", r, z), second)
+    k, d = about.k, about.d
+    count, first, second = np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
+    for begin in range(0, len(x), _ROWS):
+        part = slice(begin, begin + _ROWS)
+        r = responsibility[part] * weight[part, None] if len(weight) else responsibility[part]
+        count += r.sum(axis=0)
+        for j in range(k):
+            z = (x[part] - about.mean[j]) @ about.whitening[j].T
+            scaled = r[:, j, None] * z
+            first[j] += scaled.sum(axis=0)
+            second[j] += scaled.T @ z
+    return Moments.of_data(float("nan"), count, first, second)
 
 
 def scatter(moments: Moments, about: Parameters) -> tuple[Array, Array]:
