@@ -17,6 +17,7 @@ from bayesgmm import kernel_ops, tree
 from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import Verdict, warn
 from bayesgmm.data import Data, read_for
+from bayesgmm.density import Target, target
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -29,12 +30,11 @@ from bayesgmm.errors import (
 from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
-from bayesgmm.model import resolve, warn_if_improper
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.nuts import MAX_DEPTH, compile_around, finished, run_nuts
+from bayesgmm.nuts import MAX_DEPTH, finished, run_nuts, start_around
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
-from bayesgmm.resolved import describe, log_density
+from bayesgmm.resolved import describe, log_density, resolve, warn_if_improper
 from bayesgmm.verdict import label_free, posterior_verdict
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
@@ -114,10 +114,11 @@ def sample_posterior(
         warn_if_improper(spec, data)
     pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
     clock.lap("em")
-    compiled = compile_around(pivot, spec, data)
-    clock.lap("compile")
+    posterior = target(spec, data, prior)
+    model = start_around(pivot, posterior)
+    clock.lap("start")
     sampled = run_nuts(
-        compiled,
+        model,
         draws=draws,
         tune=tune,
         chains=chains,
@@ -127,7 +128,7 @@ def sample_posterior(
         progress_bar=is_wanted(progressbar),
     )
     clock.lap("sampling")
-    fit, verdict = _collect(spec, data, prior, pivot, sampled, (chains, draws), log_likelihood)
+    fit, verdict = _collect(spec, posterior, prior, pivot, sampled, (chains, draws), log_likelihood)
     clock.lap("summary")
     fit.attrs |= {
         "random_seed": seed,
@@ -199,16 +200,16 @@ def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
 
 def _collect(
     spec: GaussianMixture,
-    data: Data,
+    target: Target,
     prior: Any,
     pivot: Parameters,
     sampled: xr.DataTree,
     wanted: tuple[int, int],
     log_likelihood: bool | None,
 ) -> tuple[xr.DataTree, Verdict]:
-    family, k = spec.covariance, spec.n_components
-    draws, stats = finished(sampled)
-    raw = {n: draws[n].to_numpy() for n in tree.DIMS}
+    family, k, data = spec.covariance, spec.n_components, target.data
+    points, stats = finished(sampled)
+    raw = target.parameters(points)
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
     labels = align(flat["weight"], flat["mean"], flat["covariance"], pivot)
@@ -273,8 +274,8 @@ def _collect(
             {"x": ((*both, "obs"), rows.reshape(*shape, data.n))}, index | {"obs": obs}
         )
     fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
-    if rows is not None:
-        fit["criteria"] = xr.DataTree(_loo(fit))
+    if rows is not None and (loo := _loo(fit)) is not None:
+        fit["criteria"] = xr.DataTree(loo)
     fit.attrs |= {
         "engine": "nuts",
         "estimate": "posterior",
@@ -325,11 +326,18 @@ def _log_likelihoods(
     return total, rows
 
 
-def _loo(fit: xr.DataTree) -> xr.Dataset:
-    """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ."""
+def _loo(fit: xr.DataTree) -> xr.Dataset | None:
+    """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ.
+
+    None where there is no tail to smooth: draws that are fewer than 25, or that are all alike. The
+    verdict fails by other checks then.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
-        loo = psis_loo(fit, var_name="x", pointwise=True)
+        try:
+            loo = psis_loo(fit, var_name="x", pointwise=True)
+        except (IndexError, ValueError):
+            return None
     k = loo.pareto_k.to_numpy()
     values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
     values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}

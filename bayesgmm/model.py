@@ -6,8 +6,6 @@ own unconstrained coordinates, `FamilyChart`) and ``mean``; observed: ``x``, one
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,77 +17,27 @@ from pymc.logprob.transforms import Transform
 from pytensor.link.numba.dispatch.basic import numba_njit
 from pytensor.link.numba.dispatch.random import numba_core_rv_funcify
 
+from bayesgmm.chart import Coordinates, unit_of
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
-from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.moments import Array
 from bayesgmm.op import Chart, ConjugateTerms, MixtureRows
 from bayesgmm.predictive import draw_covariance
-from bayesgmm.prior import ConjugatePrior, HalfNormal, SeparationPrior
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
     measure_exponent,
-    pseudo_data,
-    separation,
+    resolve,
     separation_log_density,
+    warn_if_improper,
 )
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
 
-
-class FamilyChart(Transform):
-    r"""The ten families with diagonal or Cholesky coordinates, as an unconstrained vector.
-
-    .. math:: \Sigma_k = U M_k \mathrm{diag}(s_k) M_k^\top U
-
-    with M unit lower triangular, U a fixed diagonal of the data's size, and :math:`\log s` and the
-    free elements of M linear in the vector: volume is the mean of :math:`\log s_k`, shape the rest
-    and M, each once or once per component.  No Jacobian is left but a linear one.
-
-    Parameters
-    ----------
-    family : Covariance
-    unit : (d,) array
-        U.
-    k : int
-    """
+class FamilyChart(Coordinates, Transform):
+    """A family's coordinates as a PyMC transform."""
 
     name = "chart"
-
-    def __init__(self, family: Covariance, k: int, unit: Array) -> None:
-        d = len(unit)
-        self.family, self.k, self.d = family, k, d
-        self.unit = unit
-        volumes = np.eye(k) if family.volume == "V" else np.ones((k, 1))
-        contrast = np.eye(d)[:, 1:] - 1.0 / d
-        copies = {"I": np.zeros((k, 0)), "E": np.ones((k, 1)), "V": np.eye(k)}
-        shapes = copies[family.shape]
-        self.spectrum = np.hstack(
-            [np.kron(volumes, np.ones((d, 1))), np.kron(shapes, contrast)]
-        )  # (k d, p): log s
-        below = 0 if family.is_diagonal else d * (d - 1) // 2
-        self.below = np.kron(copies[family.orientation], np.eye(below))  # (k below, q)
-        self.rows, self.columns = np.tril_indices(d, -1)
-        self.size = self.spectrum.shape[1] + self.below.shape[1]
-        self.log_jacobian = self.spectrum.T @ self._log_measure().ravel()
-        self.spectrum_inverse = np.linalg.pinv(self.spectrum)
-        self.below_inverse = np.linalg.pinv(self.below)
-
-    def _log_measure(self) -> Array:
-        """Coefficients of log s in the log-density of the prior's mode coordinates.
-
-        The factor prod |S|^(e/2) of `bayesgmm.resolved`, and for whole matrices the measure
-        in (log s, M): prod s_i^((d+1)/2 - i).
-        """
-        family, k, d = self.family, self.k, self.d
-        coefficient = np.zeros((k, d))
-        coefficient[: 1 if family.is_common else k] += 0.5 * measure_exponent(family, d)
-        if not family.is_diagonal:
-            shapes = slice(0, 1) if family.shape == "E" else slice(0, k)
-            coefficient[shapes] += 0.5 * (d + 1) - np.arange(1, d + 1)
-        return coefficient
 
     def backward(self, value: Any, *inputs: Any) -> Any:
         """Return covariances (k, d, d) from the unconstrained vector."""
@@ -110,28 +58,6 @@ class FamilyChart(Transform):
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Return the log-density of the mode coordinates with respect to the vector."""
         return pt.dot(self.log_jacobian, value[: self.spectrum.shape[1]])
-
-
-def resolve(spec: GaussianMixture, data: Data) -> PseudoData | Separation:
-    """Return the specification's prior as numbers in the data's units."""
-    mean = data.center + data.scale * data.mean
-    covariance = data.covariance * np.outer(data.scale, data.scale)
-    if spec.prior is None:
-        raise ArgumentError(
-            "prior",
-            "the specification has prior=None, which is maximum likelihood only: without a prior "
-            "the posterior of a mixture is improper (an empty component's parameters are free); "
-            "use prior='conjugate' or 'separation'",
-        )
-    if isinstance(spec.prior, ConjugatePrior):
-        if spec.prior.shrinkage == 0:
-            raise ArgumentError(
-                "prior.shrinkage", "0 is a flat prior on the means, whose posterior is improper"
-            )
-        return pseudo_data(
-            spec.prior, spec.covariance, spec.n_components, mean=mean, covariance=covariance
-        )
-    return separation(spec.prior, spec.covariance, mean=mean, sd=np.sqrt(np.diagonal(covariance)))
 
 
 def to_pymc(
@@ -173,45 +99,11 @@ def to_pymc(
     return model
 
 
-def warn_if_improper(spec: GaussianMixture, data: Data) -> None:
-    r"""Warn of a half-normal scale and ties: the posterior then has no finite mass.
-
-    Where a component with a scale :math:`\sigma` of its own shrinks onto a value that a column
-    has m times, the posterior goes as :math:`\sigma^{1-m}` (means that are near enough among it),
-    whose integral from 0 is infinite for m = 2 and more. A spherical component needs equal rows.
-    """
-    family, prior = spec.covariance, spec.prior
-    if not (isinstance(prior, SeparationPrior) and isinstance(prior.scale, HalfNormal)):
-        return
-    if family.is_common or spec.n_components == 1:
-        return
-    is_whole = family.shape == "I"
-    columns = [data.values] if is_whole else [data.values[:, [j]] for j in range(data.d)]
-    for name, values in zip(data.names, columns, strict=False):
-        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
-        count = np.bincount(inverse.ravel(), data.weight if len(data.weight) else None)
-        most = int(np.argmax(count))
-        if count[most] < 2:
-            continue
-        value = ", ".join(f"{v:.6g}" for v in distinct[most])
-        where = f"rows ({value})" if is_whole else f"values {value} in column {name!r}"
-        message = (
-            "the posterior is improper: a HalfNormal scale does not keep a component from "
-            f"shrinking onto equal values, and the data have {count[most]:.6g} equal {where}. "
-            "Draws describe the posterior away from there only. Use a LogNormal or InverseGamma "
-            "scale, the conjugate prior, or a family with a common covariance (EEE, EEI, EII)"
-        )
-        warnings.warn(
-            PosteriorWarning("improper-posterior", message), skip_file_prefixes=(_PACKAGE,)
-        )
-        return
-
-
 def build(spec: GaussianMixture, data: Data) -> pm.Model:
     """Return the PyMC model of data that have been read."""
     family, k = spec.covariance, spec.n_components
     prior = resolve(spec, data)
-    chart = FamilyChart(family, k, _unit(data, family))
+    chart = FamilyChart(family, k, unit_of(data, family))
     diagonal = family.is_diagonal
     coords = {
         "obs": np.arange(data.n),
@@ -247,12 +139,6 @@ def build(spec: GaussianMixture, data: Data) -> pm.Model:
             dims=("obs", "feature"),
         )
     return model
-
-
-def _unit(data: Data, family: Covariance) -> Array:
-    """Standard deviations of the columns, or one for all where the family knows only one."""
-    sd = data.scale * np.sqrt(np.diagonal(data.covariance))
-    return np.full(data.d, np.sqrt(np.mean(sd**2))) if family.shape == "I" else np.asarray(sd)
 
 
 def _covariance(

@@ -1,85 +1,65 @@
-"""nutpie: a model compiled once, chains started over-dispersed around EM's optimum, draws kept."""
+"""nutpie: a log-posterior sampled from over-dispersed starts around EM's optimum, draws kept."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-from collections.abc import Callable
-from dataclasses import replace
+import warnings
 from typing import Any
 
 import numpy as np
 import nutpie
-import pytensor
 import xarray as xr
+from nutpie.compile_pymc import CompiledPyMCModel
 
-from bayesgmm import tree
-from bayesgmm.data import Data
+from bayesgmm.density import Target, compiled
 from bayesgmm.errors import NumericalError
-from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import build
 from bayesgmm.moments import Array, Parameters
 
 MAX_DEPTH = 10
+POINT = "point"  # the only variable of nutpie's draws: where they are in the unconstrained space
 _OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
 
 
-def compile_around(pivot: Parameters, spec: GaussianMixture, data: Data) -> Any:
-    """Return nutpie's compiled model, whose chains start over-dispersed around the pivot."""
-    model = build(spec, data)
-    values = {name: getattr(pivot, name) for name in tree.DIMS}
-    free = {variable.name for variable in model.free_RVs}
-    # Without fast-math the same seed gives the same bits with a cold and with a warm cache.
-    with pytensor.config.change_flags(numba__fastmath=False):
-        compiled = nutpie.compile_pymc_model(
-            model,
-            initial_points={name: v for name, v in values.items() if name in free},
-            jitter_rvs=set(),
-        )
-    centre = np.asarray(compiled.initial_point_func(0), dtype=np.float64)
-    unit = np.ones(compiled.n_dim)
-    sd = data.scale * np.sqrt(np.diagonal(data.covariance))
-    unit[-spec.n_components * data.d :] = np.tile(sd, spec.n_components)
-    density = _density(compiled)
-    root = _posterior_root(density, centre, unit)
+def start_around(pivot: Parameters, target: Target) -> Any:
+    """Return nutpie's model of a log-posterior; chains start over-dispersed around the pivot."""
+    centre = target.point(pivot)
+    unit = np.ones(target.size)
+    sd = target.data.scale * np.sqrt(np.diagonal(target.data.covariance))
+    unit[-pivot.mean.size :] = np.tile(sd, pivot.k)
+    root = _posterior_root(target, centre, unit)
 
     def initial_point(chain_seed: Any) -> Array:
         rng = np.random.default_rng(chain_seed)
         step = _OVERDISPERSION * (root @ rng.normal(size=len(centre)))
         for _ in range(20):
-            value, slope = density(centre + step)
+            value, slope = target(centre + step)
             if np.isfinite(value) and np.isfinite(slope).all():
                 return centre + step
             step *= 0.5
         return centre
 
-    return replace(compiled, initial_point_func=initial_point)
+    # What nutpie makes of a PyMC model, without one: two C functions and what they read.
+    log_density, copy = compiled()
+    shape = (target.size,)
+    return CompiledPyMCModel(
+        dims={},
+        compiled_logp_func=log_density,
+        compiled_expand_func=copy,
+        initial_point_func=initial_point,
+        shared_data={"target": target},  # whose arrays must live as long as the sampler
+        shared_var_keys={},
+        user_data=target.pointers,
+        n_expanded=target.size,
+        shape_info=([POINT], [slice(0, target.size)], [shape]),
+        logp_func=None,
+        expand_func=None,
+        _n_dim=target.size,
+        _shapes={POINT: shape},
+        _coords={},
+    )
 
 
-Density = Callable[[Array], tuple[float, Array]]
-
-
-def _density(compiled: Any) -> Density:
-    """Return the compiled log-density with its gradient as a Python function."""
-    function = compiled.compiled_logp_func.ctypes
-    pointer = ctypes.POINTER(ctypes.c_double)
-
-    def density(point: Array) -> tuple[float, Array]:
-        point = np.ascontiguousarray(point)
-        slope, value = np.zeros(len(point)), np.full(1, np.nan)
-        status = function(
-            len(point),
-            point.ctypes.data_as(pointer),
-            slope.ctypes.data_as(pointer),
-            value.ctypes.data_as(pointer),
-            compiled.user_data.ctypes.data,
-        )
-        return (float(value[0]) if status == 0 else float("nan")), slope
-
-    return density
-
-
-def _posterior_root(density: Density, centre: Array, unit: Array) -> Array:
+def _posterior_root(density: Target, centre: Array, unit: Array) -> Array:
     """Return a root of the inverse negative Hessian at the centre: the posterior's size there."""
     p = len(centre)
     hessian = np.empty((p, p))
@@ -96,8 +76,8 @@ def _posterior_root(density: Density, centre: Array, unit: Array) -> Array:
     return unit[:, None] * vector / np.sqrt(value)
 
 
-def run_nuts(compiled: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
-    """Return nutpie's draws of a compiled model.
+def run_nuts(model: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
+    """Return nutpie's draws of a model.
 
     Raises
     ------
@@ -105,9 +85,12 @@ def run_nuts(compiled: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTr
         If it cannot start.
     """
     try:
-        return nutpie.sample(
-            compiled, maxdepth=MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
-        )
+        with warnings.catch_warnings():
+            # ArviZ takes few draws for swapped dimensions; that they are few, the verdict says.
+            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+            return nutpie.sample(
+                model, maxdepth=MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
+            )
     except RuntimeError as error:
         gc.collect()  # nutpie's sampler must be gone before the process ends
         raise NumericalError(
@@ -116,8 +99,8 @@ def run_nuts(compiled: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTr
         ) from None
 
 
-def finished(sampled: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return draws and statistics without what an interruption left open.
+def finished(sampled: xr.DataTree) -> tuple[Array, xr.Dataset]:
+    """Return draws (chain, draw, size) and statistics without what an interruption left open.
 
     nutpie pads chains to one length with NaN. The rectangle of chains and draws that keeps most is
     taken: a chain that had hardly begun is dropped rather than the draws of the others.
@@ -136,6 +119,6 @@ def finished(sampled: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
         "draw": slice(0, done[longest_first[best]]),
     }
     return (
-        sampled["posterior"].to_dataset().isel(part),
+        sampled["posterior"][POINT].isel(part).to_numpy(),
         sampled["sample_stats"].to_dataset().isel(part),
     )

@@ -22,6 +22,8 @@ Lewandowski, Kurowicka & Joe (2009), J. Multivariate Analysis 100, 1989-2001 (LK
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -30,7 +32,9 @@ from typing import Any
 import numpy as np
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.errors import ArgumentError
+from bayesgmm.data import Data
+from bayesgmm.errors import ArgumentError, PosteriorWarning
+from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.prior import (
     ConjugatePrior,
@@ -41,6 +45,8 @@ from bayesgmm.prior import (
     Scale,
     SeparationPrior,
 )
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def _per_feature(name: str, value: Numbers, d: int) -> Array:
@@ -311,6 +317,28 @@ def log_density(
     return np.asarray(value - 0.5 * (count * logdet + trace).sum(axis=-1))
 
 
+def resolve(spec: GaussianMixture, data: Data) -> PseudoData | Separation:
+    """Return the specification's prior as numbers in the data's units."""
+    mean = data.center + data.scale * data.mean
+    covariance = data.covariance * np.outer(data.scale, data.scale)
+    if spec.prior is None:
+        raise ArgumentError(
+            "prior",
+            "the specification has prior=None, which is maximum likelihood only: without a prior "
+            "the posterior of a mixture is improper (an empty component's parameters are free); "
+            "use prior='conjugate' or 'separation'",
+        )
+    if isinstance(spec.prior, ConjugatePrior):
+        if spec.prior.shrinkage == 0:
+            raise ArgumentError(
+                "prior.shrinkage", "0 is a flat prior on the means, whose posterior is improper"
+            )
+        return pseudo_data(
+            spec.prior, spec.covariance, spec.n_components, mean=mean, covariance=covariance
+        )
+    return separation(spec.prior, spec.covariance, mean=mean, sd=np.sqrt(np.diagonal(covariance)))
+
+
 def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, Any]:
     """Return every number of a resolved prior by name, in the data's units."""
     common = {"weight: Dirichlet concentration": prior.concentration}
@@ -331,3 +359,37 @@ def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, 
         "covariance: pseudo-scatter": prior.scatter.tolist(),
         "covariance: divisor added": prior.count,
     }
+
+
+def warn_if_improper(spec: GaussianMixture, data: Data) -> None:
+    r"""Warn of a half-normal scale and ties: the posterior then has no finite mass.
+
+    Where a component with a scale :math:`\sigma` of its own shrinks onto a value that a column
+    has m times, the posterior goes as :math:`\sigma^{1-m}` (means that are near enough among it),
+    whose integral from 0 is infinite for m = 2 and more. A spherical component needs equal rows.
+    """
+    family, prior = spec.covariance, spec.prior
+    if not (isinstance(prior, SeparationPrior) and isinstance(prior.scale, HalfNormal)):
+        return
+    if family.is_common or spec.n_components == 1:
+        return
+    is_whole = family.shape == "I"
+    columns = [data.values] if is_whole else [data.values[:, [j]] for j in range(data.d)]
+    for name, values in zip(data.names, columns, strict=False):
+        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
+        count = np.bincount(inverse.ravel(), data.weight if len(data.weight) else None)
+        most = int(np.argmax(count))
+        if count[most] < 2:
+            continue
+        value = ", ".join(f"{v:.6g}" for v in distinct[most])
+        where = f"rows ({value})" if is_whole else f"values {value} in column {name!r}"
+        message = (
+            "the posterior is improper: a HalfNormal scale does not keep a component from "
+            f"shrinking onto equal values, and the data have {count[most]:.6g} equal {where}. "
+            "Draws describe the posterior away from there only. Use a LogNormal or InverseGamma "
+            "scale, the conjugate prior, or a family with a common covariance (EEE, EEI, EII)"
+        )
+        warnings.warn(
+            PosteriorWarning("improper-posterior", message), skip_file_prefixes=(_PACKAGE,)
+        )
+        return

@@ -53,6 +53,15 @@ def test_em_loads_nothing_heavy(code):
     assert loaded_by(code, "-W", "error") == []
 
 
+def test_sampling_loads_no_pymc() -> None:
+    """Nor PyTensor: nothing waits for a graph to be compiled."""
+    code = FIT + (
+        "import warnings\nwarnings.simplefilter('ignore')\n"
+        "bg.sample_posterior(spec, X, mle=fit, draws=20, tune=40, chains=2, progressbar=False)\n"
+    )
+    assert not {"pymc", "pytensor"} & set(loaded_by(code))
+
+
 def test_importing_alone_loads_no_numerical_package():
     """NumPy and the rest come with the first name that is used."""
     code = (

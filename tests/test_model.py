@@ -23,11 +23,12 @@ from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarnin
 from bayesgmm.fit import fit_em
 from bayesgmm.kernel_ops import loglik_and_gradient
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import resolve, to_pymc
+from bayesgmm.model import to_pymc
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.op import MixtureLogp, MixtureRows
 from bayesgmm.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, SeparationPrior
+from bayesgmm.resolved import resolve
 from bayesgmm.tree import point
 
 HALF_NORMAL = SeparationPrior(scale=HalfNormal())

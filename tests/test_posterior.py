@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import warnings
 from typing import Any
 
@@ -18,16 +21,17 @@ from models import GOLDEN, table
 from bayesgmm.bayes import sample_posterior
 from bayesgmm.checks import Verdict
 from bayesgmm.data import read
+from bayesgmm.density import compiled, target
 from bayesgmm.errors import ArgumentError, DataError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.fit import fit_em
 from bayesgmm.labels import match
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import resolve, to_pymc
+from bayesgmm.model import to_pymc
 from bayesgmm.moments import Parameters, log_density, responsibilities
-from bayesgmm.nuts import _density, compile_around, run_nuts
-from bayesgmm.op import MixtureLogp, MixtureRows
+from bayesgmm.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import HalfNormal, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior_density
+from bayesgmm.resolved import resolve
 from bayesgmm.tree import DIMS, point
 
 
@@ -285,7 +289,7 @@ class TestFit:
         assert post.attrs["random_seed"] == 1
         assert json.loads(post.attrs["warnings"]) == []
         assert {"pymc", "nutpie", "pytensor"} <= json.loads(post.attrs["versions"]).keys()
-        assert set(json.loads(post.attrs["timings"])) == {"em", "compile", "sampling", "summary"}
+        assert set(json.loads(post.attrs["timings"])) == {"em", "start", "sampling", "summary"}
 
     def test_it_is_near_the_maximum(self, post: xr.DataTree, mle: xr.DataTree) -> None:
         for name in DIMS:
@@ -387,39 +391,26 @@ def point_of(fit: xr.DataTree, name: str) -> np.ndarray:
 
 
 class TestSampler:
-    def test_one_pass_and_the_models_own_density(self, mle: xr.DataTree) -> None:
+    def test_starts_and_seeds(self, mle: xr.DataTree) -> None:
         spec = GaussianMixture(2)
         data = read(table("faithful"), family=spec.covariance, n_components=2)
-        compiled = compile_around(point(mle), spec, data)
-        nodes = compiled.logp_func.maker.fgraph.toposort()
-        assert sum(isinstance(node.op, MixtureLogp) for node in nodes) == 1
-        assert not any(isinstance(node.op, MixtureRows) for node in nodes)
-        model = models.take_apart(spec, table("faithful"))
-        density = _density(compiled)
-        rng = np.random.default_rng(6)
-        values = []
-        for _ in range(5):
-            at = model.near_the_data(rng)
-            prior = model.prior(at)
-            del prior["without jacobian"]
-            wanted = model.likelihood(at)[0] + sum(prior.values())
-            assert density(at)[0] == pytest.approx(wanted, rel=1e-12)
-            values.append(wanted)
+        density = target(spec, data, resolve(spec, data))
+        started = start_around(point(mle), density)
         # Starts differ from chain to chain, are near the optimum, and are made again by the seed.
-        starts = [compiled.initial_point_func(seed) for seed in (1, 2, 1)]
+        starts = [started.initial_point_func(seed) for seed in (1, 2, 1)]
         np.testing.assert_array_equal(starts[0], starts[2])
         assert np.abs(starts[0] - starts[1]).max() > 0
-        assert density(starts[0])[0] > max(values)
-        # The same compiled model: other seeds, other draws; the number of cores changes nothing.
+        peak = density(density.point(point(mle)))[0]
+        assert all(peak - 10 * density.size < density(start)[0] < peak for start in starts)
+        # Other seeds, other draws; the number of cores changes nothing.
         settings = {"draws": 30, "tune": 60, "chains": 3, "target_accept": 0.9}
         runs = [
-            run_nuts(compiled, progress_bar=False, seed=seed, cores=cores, **settings)
+            run_nuts(started, progress_bar=False, seed=seed, cores=cores, **settings)
             for seed, cores in ((1, 1), (1, 2), (2, 2))
         ]
-        one, two, other = (draws_of(run) for run in runs)
-        for name in DIMS:
-            np.testing.assert_array_equal(one[name], two[name])
-            assert (one[name] != other[name]).any()
+        one, two, other = (run["posterior"][POINT].to_numpy() for run in runs)
+        np.testing.assert_array_equal(one, two)
+        assert (one != other).any()
 
     def test_same_seed_same_draws(self, mle: xr.DataTree) -> None:
         settings = {"mle": mle, "draws": 40, "tune": 80, "chains": 2, "random_seed": 7}
@@ -471,6 +462,36 @@ class TestSampler:
         np.testing.assert_allclose(row, weight * log_density(x.to_numpy(), theta), rtol=1e-11)
         assert row.sum() == pytest.approx(fit["sample_stats"]["loglik"].to_numpy()[-1, -1])
         assert list(fit["log_likelihood"]["obs"].to_numpy()) == list(x.index)
+
+    def test_what_an_interruption_leaves_is_a_fit(self, mle: xr.DataTree) -> None:
+        compiled()  # so that what is interrupted is the sampler
+        interrupt = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        fit = quietly(
+            GaussianMixture(2),
+            table("faithful"),
+            mle=mle,
+            draws=2_000_000,
+            tune=100,
+            log_likelihood=False,
+            random_seed=12,
+        )
+        interrupt.join()
+        assert fit.attrs["stop_reason"] == "interrupted"
+        assert 0 < fit["posterior"].sizes["draw"] < 2_000_000
+        assert all(np.isfinite(values).all() for values in draws_of(fit).values())
+        again = quietly(GaussianMixture(2), table("faithful"), mle=mle, draws=30, random_seed=12)
+        assert again.attrs["stop_reason"] == "completed"
+
+    @pytest.mark.parametrize("draws", [1, 12])
+    def test_a_few_draws_are_a_fit_without_loo(self, mle: xr.DataTree, draws: int) -> None:
+        """As after an interruption: what there is, is kept."""
+        settings = {"mle": mle, "draws": draws, "tune": 30, "chains": 2, "random_seed": 11}
+        fit = quietly(GaussianMixture(2), table("faithful"), **settings)
+        assert fit["posterior"].sizes["draw"] == draws
+        assert "criteria" not in fit.children
+        assert "log_likelihood" in fit.children
+        assert Verdict.from_json(fit.attrs["verdict"]).status == "fail"
 
     def test_any_pymc_sampler_takes_an_edited_model(self, mle: xr.DataTree) -> None:
         model = to_pymc(GaussianMixture(2), table("faithful"))

@@ -16,10 +16,10 @@ from test_op import covariances_by_hand
 from bayesgmm.covariance import Covariance
 from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import FamilyChart, resolve
+from bayesgmm.model import FamilyChart
 from bayesgmm.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
-from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data
+from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data, resolve
 
 PARTLY_SHARED = ("VEI", "EVI", "VEE", "EVV")
 CONJUGATE = ConjugatePrior(dof=6.5, shrinkage=0.3, weight_concentration=2.5)
