@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bayesgmm.comparison import to_frame as to_frame
     from bayesgmm.covariance import Covariance as Covariance
     from bayesgmm.fit import fit_em as fit_em
+    from bayesgmm.laplace import fit_laplace as fit_laplace
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.model import to_pymc as to_pymc
     from bayesgmm.moments import Parameters as Parameters
@@ -53,6 +54,7 @@ _WHERE = {
     "SeparationPrior": "prior",
     "compare": "comparison",
     "fit_em": "fit",
+    "fit_laplace": "laplace",
     "format_table": "comparison",
     "load": "tree",
     "plot_compare": "plots",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -42,7 +42,7 @@ from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
-assert VERSION == 5, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 6, "kernel.VERSION was raised: raise it here, too"
 
 _pointer = types.CPointer(types.float64)
 _SIGNATURE = types.int64(
@@ -307,6 +307,17 @@ class Target:
             self.pointers.ctypes.data_as(ctypes.POINTER(pointer)),
         )
         return float(value[0]), slope
+
+    def values(self, points: Array) -> Array:
+        """Return the value at points (..., size)."""
+        flat = points.reshape(-1, self.size)
+        return np.array([self(point)[0] for point in flat]).reshape(points.shape[:-1])
+
+    def without_data(self) -> Target:
+        """Return the log-prior in the same coordinates."""
+        rows = np.empty((0, self.data.d))
+        nothing = replace(self.data, x=rows, values=rows, weight=np.empty(0))
+        return Target(self.chart, self.terms, nothing)
 
     def parameters(self, points: Array) -> dict[str, Array]:
         """Return weights, means and covariances at points (..., size), in the data's units."""

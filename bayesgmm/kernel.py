@@ -14,7 +14,7 @@ from numba import njit, types
 
 from bayesgmm import onepass
 
-VERSION = 5
+VERSION = 6
 CHUNK = (
     1 << 15
 )  # observations that are added up by themselves; fixed, so that threads change no bit
@@ -22,7 +22,7 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 _pointer = types.CPointer(types.float64)
 _pass = types.ExternalFunction(
-    onepass.define_symbol(), types.void(*[types.int64] * 7, *[_pointer] * 7)
+    onepass.define_symbol(VERSION), types.void(*[types.int64] * 7, *[_pointer] * 7)
 )
 
 
@@ -126,20 +126,18 @@ def total(sums, k, d):  # type: ignore[no-untyped-def]
     float, (k,), (k, d), (k, d, d)
         Log-likelihood and sums of r, r z, r z z' (both triangles).
     """
-    out = np.zeros(sums.shape[1])
-    for i in range(len(sums)):
-        out += sums[i]
-    second = out[1 + k + k * d :].copy().reshape((k, d, d))
-    for j in range(k):
-        for f in range(d):
-            for g in range(f):
-                second[j, g, f] = second[j, f, g]
-    return (
-        out[0],
-        out[1 : 1 + k].copy(),
-        out[1 + k : 1 + k + k * d].copy().reshape((k, d)),
-        second,
-    )
+    # Loops, since Numba takes seconds to compile the array expressions for them.
+    loglik, zeroth, first, second = 0.0, np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
+    for i in range(sums.shape[0]):
+        loglik += sums[i, 0]
+        for j in range(k):
+            zeroth[j] += sums[i, 1 + j]
+            for f in range(d):
+                first[j, f] += sums[i, 1 + k + j * d + f]
+                for g in range(f + 1):
+                    second[j, f, g] += sums[i, 1 + k + k * d + (j * d + f) * d + g]
+                    second[j, g, f] = second[j, f, g]
+    return loglik, zeroth, first, second
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -201,8 +199,12 @@ def rows(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untype
         for i in range(n):
             if density[i] == -np.inf:
                 _nearest(x[i], log_weight, mean, whitening, constant, a)
-                top = a.max()
+                top, share = -np.inf, 0.0
                 for j in range(k):
-                    a[j] = math.exp(a[j] - top)
-                r[:, i] = a / a.sum()
+                    top = max(top, a[j])
+                for j in range(k):
+                    r[j, i] = math.exp(a[j] - top)
+                    share += r[j, i]
+                for j in range(k):
+                    r[j, i] /= share
     return density, r

@@ -76,7 +76,8 @@ class Parameters:
     @cached_property
     def whitening(self) -> Array:
         """(k, d, d) lower triangular W = inverse of L, W'W the inverse covariance; errors as L."""
-        whitening, is_definite = kernel.factorise(self.covariance, False)
+        # A copy of one layout: Numba compiles a function for each that it meets.
+        whitening, is_definite = kernel.factorise(np.array(self.covariance, order="C"), False)
         if not is_definite:
             raise np.linalg.LinAlgError("a covariance is not positive definite")
         return np.asarray(whitening)

@@ -11,6 +11,7 @@ import nutpie
 import xarray as xr
 from nutpie.compile_pymc import CompiledPyMCModel
 
+from bayesgmm.curvature import bend_at
 from bayesgmm.density import Target, compiled
 from bayesgmm.errors import NumericalError
 from bayesgmm.moments import Array, Parameters
@@ -22,11 +23,8 @@ _OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-h
 
 def start_around(pivot: Parameters, target: Target) -> Any:
     """Return nutpie's model of a log-posterior; chains start over-dispersed around the pivot."""
-    centre = target.point(pivot)
-    unit = np.ones(target.size)
-    sd = target.data.scale * np.sqrt(np.diagonal(target.data.covariance))
-    unit[-pivot.mean.size :] = np.tile(sd, pivot.k)
-    root = _posterior_root(target, centre, unit)
+    bend = bend_at(target, target.point(pivot), pivot)
+    centre, root = bend.point, bend.root
 
     def initial_point(chain_seed: Any) -> Array:
         rng = np.random.default_rng(chain_seed)
@@ -57,23 +55,6 @@ def start_around(pivot: Parameters, target: Target) -> Any:
         _shapes={POINT: shape},
         _coords={},
     )
-
-
-def _posterior_root(density: Target, centre: Array, unit: Array) -> Array:
-    """Return a root of the inverse negative Hessian at the centre: the posterior's size there."""
-    p = len(centre)
-    hessian = np.empty((p, p))
-    for j in range(p):
-        step = np.zeros(p)
-        step[j] = 1e-4 * unit[j]
-        hessian[j] = (density(centre + step)[1] - density(centre - step)[1]) / (2e-4 * unit[j])
-    scaled = -0.5 * (hessian + hessian.T) * np.outer(unit, unit)
-    if not np.isfinite(scaled).all():
-        return 0.1 * np.diag(unit)
-    value, vector = np.linalg.eigh(scaled)
-    # A flat or rising direction (EM's optimum is not the posterior's) gets a moderate size.
-    value = np.maximum(value, 1.0)
-    return unit[:, None] * vector / np.sqrt(value)
 
 
 def run_nuts(model: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:

@@ -110,8 +110,8 @@ class Pass:
         done = self.n // LANES * LANES
         with code.loop(0, done, LANES) as i:
             if self.is_one_tile and isinstance(d, int):
-                for f, values in enumerate(rows.load_strided(i * d, d)):
-                    x.store(stride * f + i, values)
+                for column, values in enumerate(rows.load_strided(i * d, d)):
+                    x.store(stride * column + i, values)
             else:
                 with code.loop(0, d) as f:
                     x.store(f * stride + i, rows.gather(i * d + f, d))
@@ -331,21 +331,24 @@ class Pass:
         )
 
 
-def define_symbol() -> str:
+def define_symbol(version: int) -> str:
     """Define the name under which compiled code calls the pass, and return it.
+
+    The version is in the name, so that code in a cache does not find another one's pass.
 
     Arguments: begin, end, d, k, is_weighted (by row: whether responsibilities are wanted; begin
     is 0), diagonal, by_row (integers); x, weight, constant, mean, whitening, out, table
     (pointers; weight is not read by row, table is not written otherwise).  The variant that is
     needed is compiled when it is first called.
     """
-    code = Code(_SYMBOL, (*_INTEGERS, "diagonal", "by_row"), _ARRAYS)
+    name = f"bayesgmm_pass_v{version}"
+    code = Code(name, (*_INTEGERS, "diagonal", "by_row"), _ARRAYS)
     *_, d, _, _, diagonal, by_row = code.integers
     features = code.choose(d > _UNROLLED, d % _TILE + _UNROLLED, d - 1)
     variant = (features * 2 + diagonal) * 2 + by_row
     code.call_at(ctypes.addressof(_ADDRESSES), variant, [*code.integers[:-2], *code.arrays])
-    binding.add_symbol(_SYMBOL, code.compile())
-    return _SYMBOL
+    binding.add_symbol(name, code.compile())
+    return name
 
 
 def _compile(variant: int) -> int:
@@ -353,7 +356,7 @@ def _compile(variant: int) -> int:
     features, diagonal, by_row = variant // 4, variant // 2 % 2 > 0, variant % 2 > 0
     known = features + 1 if features < _UNROLLED else None
     rest = (features + 1 if known else features - _UNROLLED) % _TILE
-    name = f"{_SYMBOL}_{variant}"
+    name = f"bayesgmm_pass_variant_{variant}"
     return Pass(name, known, rest, diagonal=diagonal, by_row=by_row).code.compile()
 
 
@@ -375,7 +378,6 @@ def _address(function: Any) -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
-_SYMBOL = "bayesgmm_pass"
 _SIGNATURE = ctypes.CFUNCTYPE(
     None, *[ctypes.c_int64] * len(_INTEGERS), *[ctypes.c_void_p] * len(_ARRAYS)
 )

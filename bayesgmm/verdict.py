@@ -124,7 +124,7 @@ def posterior_verdict(
         _energy(sample_stats),
     ]
     if margin is not None:
-        checks.append(_ambiguous_labels(np.asarray(margin)))
+        checks.append(ambiguous_labels(np.asarray(margin)))
     return Verdict(tuple(checks))
 
 
@@ -359,7 +359,8 @@ def _energy(stats: xr.Dataset) -> Check:
     return Check("bfmi", status, evidence, "" if status == "ok" else advice)
 
 
-def _ambiguous_labels(margin: Array) -> Check:
+def ambiguous_labels(margin: Array) -> Check:
+    """Check the share of draws whose labels are ambiguous."""
     return _share(
         "ambiguous-labels",
         ~(margin >= AMBIGUOUS),
