@@ -33,9 +33,14 @@ test: .venv/.stamp  ## run the tests (WORKERS=2, ARGS="-k name")
 validate: .venv/.stamp  ## run the long tests that `make test` leaves out
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
-bench: .venv/.stamp  ## measure; with nothing else on the machine
-	$(PY) benchmarks/one_pass.py
-	$(PY) benchmarks/cold_start.py
+# Peers are installed here and nowhere else.
+.venv/.bench: .venv/.stamp
+	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt --group bench || \
+		$(PY) -m pip install --quiet -c constraints.txt --group bench
+	@touch $@
+
+bench: .venv/.bench  ## measure beside peers, on a quiet machine; writes docs/benchmarks.md (ARGS=--quick)
+	$(PY) -m benchmarks $(ARGS)
 
 lint: .venv/.stamp  ## check style and formatting
 	$(PY) -m ruff check .
@@ -57,7 +62,7 @@ ci:  ## all of the above checks, with the time each takes
 # For maintainers: the newest releases that go together, for every platform and Python 3.12 on.
 constraints: .venv/.stamp  ## renew constraints.txt
 	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.12 \
-		--all-extras --group dev --no-header --no-annotate pyproject.toml -o constraints.txt
+		--all-extras --group dev --group bench --no-header --no-annotate pyproject.toml -o constraints.txt
 
 clean:  ## remove what was built and cached
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

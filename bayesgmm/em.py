@@ -9,14 +9,22 @@ rate :math:`\rho`, so that :math:`m / \sqrt{1 - \rho}` bounds how many of its st
 scalar function of the parameters is from its limit (`Information.distance` is the same quantity,
 exact).  EM stops when it is below ``tol``; then the exact one is computed, and EM goes on if it is
 not.
+
+**Acceleration.**  Where steps are short, the point that `acceleration` extrapolates to is tried
+instead of EM's.  It is taken if the objective is not lower there; if it is, EM's own step is made,
+and the try has cost a pass.  m is the length of EM's step in any case, and its rate the largest
+Rayleigh quotient along the path, so that the rule means the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Event
+from typing import Literal, get_args
 
 import numpy as np
 
+from bayesgmm.acceleration import BEGIN, Path, bend, extrapolate, length_of
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.moments import Array, Moments, Parameters, accumulate, scatter
@@ -31,6 +39,11 @@ _EMPTY = 0.5
 # A step of this many standard errors of a single observation is rounding: EM stands still.
 _ROUNDING = 16 * float(np.finfo(float).eps)
 _SAFETY = 0.3  # the rate is an estimate; aim this far below `tol`
+# A log-likelihood is a sum with this relative rounding; lower by no more is not lower.
+_SUM = 1e-13
+
+Acceleration = Literal["quasi-newton"]
+ACCELERATIONS: tuple[str, ...] = get_args(Acceleration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +55,7 @@ class Run:
     moments: Moments  # about `parameters`, the prior's included
     trace: Array  # objective before each step and after the last
     reason: str  # converged, fixed point, max_iter, interrupted, singular, empty, tiny
+    n_passes: int = 0  # over the data, those of rejected extrapolations included
 
     @property
     def objective(self) -> float:
@@ -64,19 +78,6 @@ def m_step(moments: Moments, about: Parameters, family: Covariance) -> Parameter
     return Parameters(moments.weight_count / moments.weight_count.sum(), mean, covariance)
 
 
-def step_length(moments: Moments, old: Parameters, new: Parameters) -> float:
-    """Return the length of a step in the complete-data information metric: standard errors."""
-    w = old.whitening
-    shift = np.einsum("kij,kj->ki", w, new.mean - old.mean)
-    stretch = w @ (new.covariance - old.covariance) @ np.swapaxes(w, 1, 2)
-    square = (
-        moments.mean_count @ (shift**2).sum(axis=1)
-        + 0.5 * moments.covariance_count @ (stretch**2).sum(axis=(1, 2))
-        + moments.weight_count.sum() * ((new.weight - old.weight) ** 2 / old.weight).sum()
-    )
-    return float(np.sqrt(square))
-
-
 def run(
     data: Data,
     family: Covariance,
@@ -85,7 +86,9 @@ def run(
     prior: PseudoData | None = None,
     max_iter: int = 10_000,
     tol: float = 1e-4,
+    acceleration: Acceleration | None = "quasi-newton",
     threads: int | None = None,
+    stop: Event | None = None,
 ) -> Run:
     """Run EM from one start. This is the package's one loop.
 
@@ -97,21 +100,30 @@ def run(
     prior : PseudoData, optional
         In anchored units; adds its pseudo-data (MAP).
     max_iter : int
-        Most steps.
+        Most passes over the data after the first; without rejected extrapolations, most steps.
     tol : float
         Distance to the limit, in standard errors, at which to stop.
+    acceleration : {"quasi-newton"} or None
+        None for plain EM.
     threads : int, optional
+    stop : Event, optional
+        Once it is set, the run is interrupted before its next pass.
 
     Returns
     -------
     Run
         With the reason for stopping. A run that meets a singular or empty component stops there.
     """
+    n_passes = 0
 
     def table(parameters: Parameters) -> Moments:
+        nonlocal n_passes
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
         moments = accumulate(
             data.x, parameters, data.weight, diagonal=family.is_diagonal, threads=threads
         )
+        n_passes += 1
         return moments + pseudo_moments(prior, parameters) if prior else moments
 
     parameters = start.parameters
@@ -120,11 +132,12 @@ def run(
         return Run(start.method, parameters, _no_moments(parameters), np.empty(0), trouble)
     moments = _no_moments(parameters)
     trace: list[float] = []
-    reason, last = "max_iter", np.inf
+    reason, last, path = "max_iter", np.inf, Path()
     try:
         moments = table(parameters)
         trace.append(moments.loglik)
-        for _ in range(max_iter):
+        top = moments.loglik
+        while n_passes <= max_iter:
             if moments.mean_count.min() - (prior.shrinkage if prior else 0.0) < _EMPTY:
                 reason = "empty"
                 break
@@ -133,11 +146,24 @@ def run(
             if trouble:
                 reason = trouble
                 break
-            length = step_length(moments, parameters, new)
-            parameters, moments = new, table(new)
-            trace.append(moments.loglik)
+            length = length_of(parameters, new, moments)
             rate = min(length / last, 1.0) if last > 0 else 0.0
             last = length
+            far = None
+            if acceleration:
+                path = path.then(parameters, new)
+                if length < BEGIN and len(path.points) > 1:
+                    bent = bend(path, parameters, moments)
+                    rate = max(rate, bent.rate)
+                    far = extrapolate(bent, parameters, moments, family)
+            tried = table(far) if far and not _trouble(far, data) else None
+            if far and tried and tried.loglik >= top - _SUM * abs(top):
+                parameters, moments, last = far, tried, np.inf
+            else:
+                path = path if tried is None else path.last()
+                parameters, moments = new, table(new)
+            trace.append(moments.loglik)
+            top = max(top, moments.loglik)
             if length == 0.0:
                 reason = "fixed point"
                 break
@@ -152,7 +178,7 @@ def run(
     is_over = reason not in ("singular", "empty", "interrupted")
     if is_over and not prior and _has_tiny(moments, family):
         reason = "tiny"
-    return Run(start.method, parameters, moments, np.array(trace), reason)
+    return Run(start.method, parameters, moments, np.array(trace), reason, n_passes)
 
 
 def _trouble(parameters: Parameters, data: Data) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from numbers import Real
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +19,14 @@ from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
-from bayesgmm.em import Run, run
+from bayesgmm.em import ACCELERATIONS, Acceleration, Run, run
 from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import log_density, responsibilities
+from bayesgmm.multistart import run_all, workers
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
@@ -42,6 +45,7 @@ def fit_em(
     n_starts: int = 10,
     max_iter: int = 10_000,
     tol: float = 1e-4,
+    acceleration: Acceleration | None = "quasi-newton",
     standard_errors: bool | None = None,
     keep_responsibilities: bool = False,
     columns: Any = None,
@@ -67,9 +71,12 @@ def fit_em(
     n_starts : int
         Number of starts; the best usable optimum is kept, the others are reported.
     max_iter : int
-        Most steps of a run.
+        Most passes over the data of a run, after its first.
     tol : float
         Distance from the maximum, in standard errors of any parameter, at which to stop.
+    acceleration : {"quasi-newton"} or None
+        How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
+        a start may, rarely, lead to another optimum than plain EM's.
     standard_errors : bool, optional
         From the observed information. Default: unless there are more than 2000 parameters.
     keep_responsibilities : bool
@@ -102,7 +109,7 @@ def fit_em(
         If the fit should not be trusted, with the reasons.
     """
     began = time.perf_counter()
-    _check_arguments(spec, estimate, n_starts, max_iter, tol, threads)
+    _check_arguments(spec, estimate, n_starts, max_iter, tol, acceleration, threads)
     with collected() as notes:
         data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     family, k = spec.covariance, spec.n_components
@@ -112,16 +119,28 @@ def fit_em(
         data, family, k, start=start, n_starts=n_starts, rng=np.random.default_rng(seed)
     )
 
-    def go(start: Start, tol: float) -> Run:
-        return run(data, family, start, prior=prior, max_iter=max_iter, tol=tol, threads=threads)
+    def go(start: Start, stop: Event | None = None, tol: float = tol) -> Run:
+        settings: dict[str, Any] = {
+            "prior": prior,
+            "max_iter": max_iter,
+            "tol": tol,
+            "threads": threads,
+            "stop": stop,
+        }
+        found = run(data, family, start, acceleration=acceleration, **settings)
+        if acceleration and found.reason in ("singular", "empty", "tiny"):
+            # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
+            plain = run(data, family, start, acceleration=None, **settings)
+            found = replace(plain, n_passes=found.n_passes + plain.n_passes)
+        return found
 
-    runs: list[Run] = []
-    for begin in _track(begins, progressbar):
-        runs.append(go(begin, tol))
-        if runs[-1].reason == "interrupted":
-            break
+    def track(items: Iterable[Any], total: int) -> Iterable[Any]:
+        return _track(items, total, progressbar)
+
+    n_workers = workers(data.n, data.d, k, len(begins), threads)
+    runs = run_all(go, begins, n_workers, track)
     usable = [i for i, r in enumerate(runs) if r.is_usable]
-    if not usable and runs[-1].reason == "interrupted":
+    if not usable and _is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
@@ -157,6 +176,7 @@ def _check_arguments(
     n_starts: int,
     max_iter: int,
     tol: Any,
+    acceleration: str | None,
     threads: int | None,
 ) -> None:
     if not isinstance(spec, GaussianMixture):
@@ -167,6 +187,9 @@ def _check_arguments(
     whole_number("max_iter", max_iter, least=1)
     if isinstance(tol, bool) or not isinstance(tol, Real) or not float(tol) >= 0:
         raise ArgumentError("tol", f"must be 0 or more standard errors, not {tol!r}")
+    if acceleration is not None and acceleration not in ACCELERATIONS:
+        known = ", ".join(repr(name) for name in ACCELERATIONS)
+        raise ArgumentError("acceleration", f"must be {known} or None, not {acceleration!r}")
     if threads is not None:
         whole_number("threads", threads, least=1)
 
@@ -199,12 +222,16 @@ def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
     ).anchored(data.center, data.scale)
 
 
-def _track(begins: list[Start], progressbar: bool | None) -> Any:
-    if not is_wanted(progressbar) or len(begins) < 2:
-        return begins
+def _track(items: Iterable[Any], total: int, progressbar: bool | None) -> Iterable[Any]:
+    if not is_wanted(progressbar) or total < 2:
+        return items
     from rich.progress import track
 
-    return track(begins, description="EM starts", transient=True)
+    return track(items, description="EM starts", total=total, transient=True)
+
+
+def _is_interrupted(runs: list[Run]) -> bool:
+    return not runs or any(r.reason == "interrupted" for r in runs)
 
 
 def _certified(
@@ -219,10 +246,14 @@ def _certified(
         if best.reason != "converged" or not information.distance > tol:
             break
         aim = 0.1 * aim
-        more = go(Start(best.method, best.parameters), aim)
+        more = go(Start(best.method, best.parameters), tol=aim)
         if not more.is_usable:  # on from a saddle into a singularity
             break
-        best = replace(more, trace=np.concatenate([best.trace[:-1], more.trace]))
+        best = replace(
+            more,
+            trace=np.concatenate([best.trace[:-1], more.trace]),
+            n_passes=best.n_passes + more.n_passes,
+        )
     return best, information
 
 
@@ -312,6 +343,7 @@ def _result(
                 "loglik": (both, np.array([[loglik]])),
                 "lp": (both, np.array([[top.objective + shift]])),
                 "n_iter": (both, np.array([[len(top.trace) - 1]])),
+                "n_passes": (both, np.array([[top.n_passes]])),
                 "converged": (both, np.array([[top.reason in ("converged", "fixed point")]])),
                 "distance": (both, np.array([[information.distance if information else np.nan]])),
             },
@@ -341,7 +373,7 @@ def _result(
         "engine": "em",
         "estimate": estimate,
         "spec": spec.to_json(),
-        "stop_reason": "interrupted" if runs[-1].reason == "interrupted" else top.reason,
+        "stop_reason": "interrupted" if _is_interrupted(runs) else top.reason,
         "fingerprint": data.fingerprint,
         "bayesgmm_version": package_version(),
         "versions": versions(),
@@ -377,6 +409,7 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
         "objective": [r.objective + shift for r in runs],
         "reason": [r.reason for r in runs],
         "n_iter": [max(len(r.trace) - 1, 0) for r in runs],
+        "n_passes": [r.n_passes for r in runs],
         "usable": [r.is_usable for r in runs],
         "best": [i == best for i in range(len(runs))],
     }

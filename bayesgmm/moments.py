@@ -162,7 +162,7 @@ def accumulate(
     """
     arguments = (diagonal, parameters.log_weight, parameters.mean, parameters.whitening)
     n, chunk = len(x), kernel.CHUNK
-    n_threads = min(threads or os.cpu_count() or 1, -(-n // chunk))
+    n_threads = min(threads or os.cpu_count() or 1, -(-n // chunk)) if n > chunk else 1
     if n_threads < 2:
         return Moments.of_data(*kernel.accumulate_all(x, weight, *arguments))
     # A few tasks for each thread, so that none waits long for another.

@@ -90,7 +90,8 @@ def test_old_faithful(faithful):
     estimate = tree.point(faithful)
     assert_allclose(estimate.weight, [0.35587287, 0.64412713], atol=1e-8)
     means = [[2.03638848, 54.47851664], [4.28966200, 79.96811545]]
-    assert_allclose(estimate.mean, means, rtol=1e-8)
+    # mclust's own are 1e-6 standard errors from the limit: the last digit of 2.03638845462.
+    assert_allclose(estimate.mean, means, rtol=2e-8)
     se = faithful["standard_error"]
     assert_allclose(se["weight"], [0.02909, 0.02909], atol=5e-6)
     assert_allclose(se["mean"], [[0.02711, 0.59187], [0.03140, 0.45619]], atol=5e-6)

@@ -1,0 +1,132 @@
+"""Passes over the data until EM is within a tolerance of its limit: plain and accelerated.
+
+Old Faithful, and simulated mixtures whose components overlap, from the partition that made them.
+Both are stopped by the same rule, and must end at the same log-likelihood.  A pass whose result was
+rejected counts.  Run ``python -m benchmarks.acceleration``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bayesgmm import em
+from bayesgmm.covariance import Covariance
+from bayesgmm.data import Data, read
+from bayesgmm.datasets import load
+from bayesgmm.start import Start, from_labels, starts
+
+# (n, d, k, least distance of two means in sds, family)
+SIMULATED = (
+    *((2_000, 1, 2, 1.0, "V"), (2_000, 1, 2, 2.0, "V"), (2_000, 1, 3, 2.0, "V")),
+    *((2_000, 2, 3, 2.0, "VVV"), (5_000, 2, 5, 2.0, "VVV"), (2_000, 2, 3, 3.0, "VVV")),
+    *((3_000, 2, 4, 1.5, "VVI"), (3_000, 3, 3, 2.0, "VEV"), (2_000, 5, 3, 2.0, "VVV")),
+    *((4_000, 5, 5, 2.0, "EEE"), (8_000, 5, 8, 2.5, "VVV"), (5_000, 10, 3, 2.0, "VVV")),
+    *((5_000, 10, 8, 2.0, "VII"), (100_000, 2, 3, 2.0, "VVV")),
+)
+SAME = 1e-5  # two log-likelihoods that differ by less are the same optimum
+MAX_ITER = 100_000
+WAYS: tuple[em.Acceleration | None, ...] = (None, "quasi-newton")
+
+
+@dataclass(frozen=True)
+class Race:
+    """One problem: passes and seconds of plain EM, then of accelerated EM."""
+
+    name: str
+    passes: tuple[int, int]
+    seconds: tuple[float, float]
+    difference: float  # of the accelerated log-likelihood from the plain one
+
+
+def simulated(n: int, d: int, k: int, apart: float, family: Covariance) -> tuple[Data, Start]:
+    """Return spherical components with two means as far apart as said, and their partition."""
+    rng = np.random.default_rng([1, d, k])
+    mean = rng.normal(size=(k, d)) if d > 1 else np.arange(float(k))[:, None]
+    distance = np.linalg.norm(mean[:, None] - mean, axis=2)
+    mean *= apart / distance[~np.eye(k, dtype=bool)].min()
+    labels = rng.integers(k, size=n)
+    data = read(mean[labels] + rng.normal(size=(n, d)), family=family, n_components=k)
+    return data, Start("labels", from_labels(data, family, labels, k))
+
+
+def problems() -> Iterator[tuple[str, Data, Covariance, Start]]:
+    """Name, data, family and start."""
+    for k, letters in ((2, "VVV"), (3, "VVV"), (4, "VVV"), (3, "EVE"), (4, "VEV"), (6, "EEI")):
+        family = Covariance(letters)
+        data = read(load("faithful"), family=family, n_components=k)
+        rng = np.random.default_rng(1)
+        start = starts(data, family, k, start="kmeans", n_starts=1, rng=rng)[0]
+        yield f"Old Faithful, K={k}, {letters}", data, family, start
+    for n, d, k, apart, letters in SIMULATED:
+        family = Covariance(letters)
+        data, start = simulated(n, d, k, apart, family)
+        yield f"N={n}, D={d}, K={k}, {letters}, {apart:g} sd", data, family, start
+
+
+def races(threads: int | None = None, tol: float = 1e-4) -> list[Race]:
+    """Run every problem both ways, each timed by its fastest of three."""
+    out = []
+    for name, data, family, start in problems():
+        runs, seconds = [], []
+        for acceleration in WAYS:
+            took = []
+            for _ in range(3):
+                began = time.perf_counter()
+                run = em.run(
+                    data,
+                    family,
+                    start,
+                    tol=tol,
+                    max_iter=MAX_ITER,
+                    acceleration=acceleration,
+                    threads=threads,
+                )
+                took.append(time.perf_counter() - began)
+            runs.append(run)
+            seconds.append(min(took))
+        plain, fast = runs
+        out.append(
+            Race(
+                name,
+                (plain.n_passes, fast.n_passes),
+                (seconds[0], seconds[1]),
+                fast.objective - plain.objective,
+            )
+        )
+    return out
+
+
+def table(found: list[Race]) -> str:
+    """Return the races as a table, with the geometric means of the ratios."""
+    rows = [
+        (
+            "| problem | passes, plain | accelerated | ratio | ms, plain | accelerated | ratio | "
+            "same optimum |"
+        ),
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    fewer, faster = [], []
+    for race in found:
+        (a, b), (s, t) = race.passes, race.seconds
+        same = "yes" if abs(race.difference) < SAME else f"no, {race.difference:+.3g}"
+        if same == "yes":
+            fewer.append(a / b)
+            faster.append(s / t)
+        rows.append(
+            f"| {race.name} | {a} | {b} | {a / b:.1f} | {1e3 * s:.1f} | {1e3 * t:.1f} | "
+            f"{s / t:.1f} | {same} |"
+        )
+    means = [float(np.exp(np.mean(np.log(ratios)))) for ratios in (fewer, faster)]
+    rows.append(
+        f"| geometric mean of the {len(fewer)} that end at one optimum | | | "
+        f"{means[0]:.1f} | | | {means[1]:.1f} | |"
+    )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table(races()))
