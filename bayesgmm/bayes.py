@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -10,15 +9,11 @@ import xarray as xr
 
 from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import warn
-from bayesgmm.data import read_for
-from bayesgmm.density import target
-from bayesgmm.draws import Clock, collect, pivot_of
-from bayesgmm.errors import PosteriorWarning, collected, to_json
-from bayesgmm.fit import seed_of
+from bayesgmm.draws import begin, collect
+from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.nuts import MAX_DEPTH, finished, run_nuts, start_around
 from bayesgmm.progress import is_wanted
-from bayesgmm.resolved import describe, resolve, warn_if_improper
 from bayesgmm.verdict import posterior_verdict
 
 
@@ -88,47 +83,33 @@ def sample_posterior(
     share("target_accept", target_accept)
     if cores is not None:
         whole_number("cores", cores, least=1)
-    seed = seed_of(random_seed)
-    clock = Clock()
-    with collected() as notes:
-        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
-        prior = resolve(spec, data)
-        warn_if_improper(spec, data)
-    pivot = pivot_of(spec, X, data, mle, sample_weight, columns, seed)
-    clock.lap("em")
-    posterior = target(spec, data, prior)
-    model = start_around(pivot, posterior)
-    clock.lap("start")
+    task = begin(spec, X, sample_weight, columns, mle, random_seed)
+    model = start_around(task.pivot, task.target)
+    task.clock.lap("start")
     sampled = run_nuts(
         model,
         draws=draws,
         tune=tune,
         chains=chains,
         cores=cores or min(chains, os.cpu_count() or 1),
-        seed=seed,
+        seed=task.seed,
         target_accept=target_accept,
         progress_bar=is_wanted(progressbar),
     )
-    clock.lap("sampling")
+    task.clock.lap("sampling")
     points, stats = finished(sampled)
-    fit, margin = collect(
-        spec, posterior, prior, pivot, points, _sample_stats(stats), log_likelihood
-    )
+    fit, margin = collect(spec, task, points, _sample_stats(stats), log_likelihood)
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
         family=spec.covariance,
         max_treedepth=MAX_DEPTH,
     )
-    clock.lap("summary")
-    fit.attrs |= {
+    task.clock.lap("summary")
+    is_whole = points.shape[:2] == (chains, draws)
+    fit.attrs |= task.attributes(verdict) | {
         "engine": "nuts",
-        "stop_reason": "completed" if points.shape[:2] == (chains, draws) else "interrupted",
-        "verdict": verdict.to_json(),
-        "random_seed": seed,
-        "warnings": to_json(notes),
-        "prior": json.dumps(describe(prior, data.names)),
-        "timings": json.dumps(clock.laps),
+        "stop_reason": "completed" if is_whole else "interrupted",
     }
     warn(verdict, PosteriorWarning)
     return fit

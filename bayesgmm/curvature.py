@@ -16,8 +16,8 @@ _NEAR = 1e-3  # a mode is found to so many posterior standard deviations
 
 
 @dataclass(frozen=True, eq=False)
-class Bend:
-    """A point of the unconstrained space, and the posterior's size there.
+class Quadratic:
+    """The log-posterior's quadratic at a point: the posterior's size there.
 
     Parameters
     ----------
@@ -37,7 +37,9 @@ class Bend:
     distance: float
 
 
-def bend_at(target: Target, point: Array, theta: Parameters, largest: float = 1.0) -> Bend:
+def quadratic_at(
+    target: Target, point: Array, theta: Parameters, largest: float = 1.0
+) -> Quadratic:
     """Return the posterior's size at a point, by central differences of the gradient.
 
     Parameters
@@ -59,33 +61,33 @@ def bend_at(target: Target, point: Array, theta: Parameters, largest: float = 1.
         hessian[j] = (target(point + step)[1] - target(point - step)[1]) / (2.0 * step[j])
     scaled = -0.5 * (hessian + hessian.T) * np.outer(unit, unit)
     if not np.isfinite(scaled).all():
-        return Bend(point, 0.1 * np.diag(unit), False, np.inf)
+        return Quadratic(point, 0.1 * np.diag(unit), False, np.inf)
     value, vector = np.linalg.eigh(scaled)
     size = 1.0 / np.sqrt(np.maximum(value, largest**-2.0))
     root = unit[:, None] * vector * size
     distance = float(np.linalg.norm(root.T @ target(point)[1]))
-    return Bend(point, root, bool(value[0] > largest**-2.0), distance)
+    return Quadratic(point, root, bool(value[0] > largest**-2.0), distance)
 
 
-def mode_near(target: Target, theta: Parameters) -> Bend:
+def mode_near(target: Target, theta: Parameters) -> Quadratic:
     """Climb from parameters to the mode of a log-posterior, by Newton's method.
 
     Returns
     -------
-    Bend
+    Quadratic
         Where the climb ended: at a mode if it is a peak and its distance is at most 0.001.
     """
-    bend = bend_at(target, target.point(theta), theta, _WIDEST)
+    quadratic = quadratic_at(target, target.point(theta), theta, _WIDEST)
     for _ in range(_MOST_STEPS):
-        value, slope = target(bend.point)
-        if not np.isfinite(value) or bend.distance <= _NEAR:
+        value, slope = target(quadratic.point)
+        if not np.isfinite(value) or quadratic.distance <= _NEAR:
             break
-        move = bend.root @ (bend.root.T @ slope)
+        move = quadratic.root @ (quadratic.root.T @ slope)
         for _ in range(40):
-            if target(bend.point + move)[0] > value:
+            if target(quadratic.point + move)[0] > value:
                 break
             move *= 0.5
         else:  # no higher point in this direction: as far as rounding lets it climb
             break
-        bend = bend_at(target, bend.point + move, theta, _WIDEST)
-    return bend
+        quadratic = quadratic_at(target, quadratic.point + move, theta, _WIDEST)
+    return quadratic

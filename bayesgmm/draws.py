@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,15 +14,30 @@ import xarray as xr
 from arviz_stats.loo import loo as psis_loo
 
 from bayesgmm import kernel_ops, tree
-from bayesgmm.data import Data
-from bayesgmm.density import Target
-from bayesgmm.errors import ArgumentError, BayesgmmWarning, FitWarning, NumericalError
-from bayesgmm.fit import fit_em, package_version, plain_index, versions
+from bayesgmm.checks import Verdict
+from bayesgmm.data import Data, read_for
+from bayesgmm.density import Target, target
+from bayesgmm.errors import (
+    ArgumentError,
+    BayesgmmWarning,
+    FitWarning,
+    NumericalError,
+    collected,
+    to_json,
+)
+from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.prior import ConjugatePrior
-from bayesgmm.resolved import log_density
+from bayesgmm.resolved import (
+    PseudoData,
+    Separation,
+    describe,
+    log_density,
+    resolve,
+    warn_if_improper,
+)
 from bayesgmm.verdict import label_free
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
@@ -41,7 +57,7 @@ class Clock:
         self.last = now
 
 
-def pivot_of(
+def _pivot(
     spec: GaussianMixture,
     X: Any,
     data: Data,
@@ -86,11 +102,51 @@ def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
         raise ArgumentError("mle", f"is of another specification: {other!r}")
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every way of drawing from a posterior begins with."""
+
+    data: Data
+    prior: PseudoData | Separation
+    pivot: Parameters
+    target: Target
+    seed: int
+    notes: list[BayesgmmWarning]
+    clock: Clock
+
+    def attributes(self, verdict: Verdict) -> dict[str, Any]:
+        """Return what the fit records of how it was made."""
+        return {
+            "verdict": verdict.to_json(),
+            "random_seed": self.seed,
+            "warnings": to_json(self.notes),
+            "prior": json.dumps(describe(self.prior, self.data.names)),
+            "timings": json.dumps(self.clock.laps),
+        }
+
+
+def begin(
+    spec: GaussianMixture,
+    X: Any,
+    sample_weight: Any,
+    columns: Any,
+    mle: xr.DataTree | None,
+    random_seed: int | None,
+) -> Task:
+    """Read the data, resolve the prior, and find EM's optimum."""
+    seed, clock = seed_of(random_seed), Clock()
+    with collected() as notes:
+        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
+        prior = resolve(spec, data)
+        warn_if_improper(spec, data)
+    pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
+    clock.lap("em")
+    return Task(data, prior, pivot, target(spec, data, prior), seed, notes, clock)
+
+
 def collect(
     spec: GaussianMixture,
-    target: Target,
-    prior: Any,
-    pivot: Parameters,
+    task: Task,
     points: Array,
     stats: xr.Dataset,
     log_likelihood: bool | None,
@@ -100,10 +156,7 @@ def collect(
     Parameters
     ----------
     spec : GaussianMixture
-    target : Target
-    prior : PseudoData or Separation
-    pivot : Parameters
-        Whose labels the draws get.
+    task : Task
     points : (chain, draw, p) array
         Unconstrained.
     stats : Dataset
@@ -117,11 +170,12 @@ def collect(
     (chain, draw) array or None
         None if there is only one component.
     """
-    family, k, data = spec.covariance, spec.n_components, target.data
+    family, k = spec.covariance, spec.n_components
+    data, target = task.data, task.target
     raw = target.parameters(points)
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
-    labels = align(flat["weight"], flat["mean"], flat["covariance"], pivot)
+    labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot)
     shape = (chains, kept)
     aligned = {n: apply(labels.permutation, v).reshape(raw[n].shape) for n, v in flat.items()}
     if log_likelihood is None:
@@ -134,7 +188,7 @@ def collect(
     margin = labels.margin.reshape(shape)
     both = ("chain", "draw")
     index = {"chain": np.arange(chains), "draw": np.arange(kept)}
-    log_prior = log_density(prior, family, flat["weight"], flat["mean"], flat["covariance"])
+    log_prior = log_density(task.prior, family, flat["weight"], flat["mean"], flat["covariance"])
     stats = stats.assign(loglik=(both, loglik), log_prior=(both, log_prior.reshape(shape)))
     posterior = tree.dataset(aligned, data.names, both)
     free = xr.Dataset(

@@ -13,7 +13,6 @@ Tierney & Kadane (1986), J. Am. Statist. Assoc. 81, 82-86.  Vehtari, Simpson, Ge
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +24,12 @@ import xarray as xr
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
-from bayesgmm.curvature import Bend, mode_near
-from bayesgmm.data import read_for
-from bayesgmm.density import Target, target
-from bayesgmm.draws import Clock, collect, pivot_of
-from bayesgmm.errors import NumericalError, PosteriorWarning, collected, to_json
-from bayesgmm.fit import seed_of
+from bayesgmm.curvature import Quadratic, mode_near
+from bayesgmm.density import Target
+from bayesgmm.draws import begin, collect
+from bayesgmm.errors import NumericalError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.moments import Array
-from bayesgmm.resolved import describe, resolve, warn_if_improper
 from bayesgmm.verdict import ambiguous_labels
 
 PARETO_K = Limit(0.7, 0.7)  # beyond, averages of weighted draws cannot be relied on
@@ -101,55 +97,37 @@ def fit_laplace(
     whole_number("draws", draws, least=100)
     if threads is not None:
         whole_number("threads", threads, least=1)
-    seed = seed_of(random_seed)
-    clock = Clock()
-    with collected() as notes:
-        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
-        prior = resolve(spec, data)
-        warn_if_improper(spec, data)
-    pivot = pivot_of(spec, X, data, mle, sample_weight, columns, seed)
-    clock.lap("em")
-    posterior = target(spec, data, prior)
-    mode = _peak(mode_near(posterior, pivot))
-    clock.lap("mode")
-    rng = np.random.default_rng(seed)
-    points, value, log_weight = _weighted(posterior, mode, draws, rng, threads)
+    task = begin(spec, X, sample_weight, columns, mle, random_seed)
+    mode = _peak(mode_near(task.target, task.pivot))
+    task.clock.lap("mode")
+    rng = np.random.default_rng(task.seed)
+    points, value, log_weight = _weighted(task.target, mode, draws, rng, threads)
     weight, k = _smoothed(log_weight)
+    effective = 1.0 / float(weight @ weight)
     chosen = _resampled(weight, rng)
-    clock.lap("draws")
+    task.clock.lap("draws")
     stats = xr.Dataset({"lp": (("chain", "draw"), value[None, chosen])})
-    fit, margin = collect(
-        spec, posterior, prior, pivot, points[None, chosen], stats, log_likelihood
-    )
+    fit, margin = collect(spec, task, points[None, chosen], stats, log_likelihood)
     verdict = Verdict(
         (
             _pareto(k),
-            _effective(1.0 / float(weight @ weight)),
+            _effective(effective),
             *([] if margin is None else [ambiguous_labels(margin)]),
         )
     )
-    clock.lap("summary")
-    criteria = {"pareto_k": k, "effective_draws": 1.0 / float(weight @ weight)}
+    task.clock.lap("summary")
+    criteria = {"pareto_k": k, "effective_draws": effective}
     found = fit["criteria"].to_dataset() if "criteria" in fit.children else xr.Dataset()
     fit["criteria"] = xr.DataTree(found.assign({n: ((), v) for n, v in criteria.items()}))
-    fit.attrs |= {
-        "engine": "laplace",
-        "estimate": "posterior",
-        "stop_reason": "completed",
-        "random_seed": seed,
-        "warnings": to_json(notes),
-        "prior": json.dumps(describe(prior, data.names)),
-        "timings": json.dumps(clock.laps),
-        "verdict": verdict.to_json(),
-    }
+    fit.attrs |= task.attributes(verdict) | {"engine": "laplace", "stop_reason": "completed"}
     warn(verdict, PosteriorWarning)
     return fit
 
 
-def _peak(bend: Bend) -> Bend:
-    if bend.is_peak and bend.distance < 0.1:
-        return bend
-    found = "was not reached" if bend.is_peak else "is flat, or none, in some direction"
+def _peak(quadratic: Quadratic) -> Quadratic:
+    if quadratic.is_peak and quadratic.distance < 0.1:
+        return quadratic
+    found = "was not reached" if quadratic.is_peak else "is flat, or none, in some direction"
     raise NumericalError(
         "there is no normal approximation: the peak of the log-posterior near EM's optimum "
         f"{found}. The data say too little about some component: use fewer components, a stronger "
@@ -158,7 +136,7 @@ def _peak(bend: Bend) -> Bend:
 
 
 def _weighted(
-    target: Target, mode: Bend, draws: int, rng: np.random.Generator, threads: int | None
+    target: Target, mode: Quadratic, draws: int, rng: np.random.Generator, threads: int | None
 ) -> tuple[Array, Array, Array]:
     """Return draws from the approximation, their log-posterior, and their log-weights."""
     z = rng.standard_normal((draws, target.size))

@@ -11,7 +11,7 @@ import nutpie
 import xarray as xr
 from nutpie.compile_pymc import CompiledPyMCModel
 
-from bayesgmm.curvature import bend_at
+from bayesgmm.curvature import quadratic_at
 from bayesgmm.density import Target, compiled
 from bayesgmm.errors import NumericalError
 from bayesgmm.moments import Array, Parameters
@@ -23,8 +23,8 @@ _OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-h
 
 def start_around(pivot: Parameters, target: Target) -> Any:
     """Return nutpie's model of a log-posterior; chains start over-dispersed around the pivot."""
-    bend = bend_at(target, target.point(pivot), pivot)
-    centre, root = bend.point, bend.root
+    quadratic = quadratic_at(target, target.point(pivot), pivot)
+    centre, root = quadratic.point, quadratic.root
 
     def initial_point(chain_seed: Any) -> Array:
         rng = np.random.default_rng(chain_seed)

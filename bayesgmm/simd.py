@@ -57,9 +57,6 @@ class Integer:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __rsub__(self, other: int) -> Integer:
-        return self.code.integer(other) - self
-
     def __mod__(self, other: Integer | int) -> Integer:
         return self._with(other, "srem")
 

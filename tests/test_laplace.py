@@ -17,7 +17,7 @@ from bayesgmm import laplace
 from bayesgmm.bayes import sample_posterior
 from bayesgmm.checks import Verdict
 from bayesgmm.comparison import compare
-from bayesgmm.curvature import bend_at, mode_near
+from bayesgmm.curvature import mode_near, quadratic_at
 from bayesgmm.data import read_for
 from bayesgmm.density import target
 from bayesgmm.errors import ArgumentError, NumericalError, PosteriorWarning
@@ -90,13 +90,13 @@ def test_the_mode_is_where_the_gradient_vanishes() -> None:
     data = read_for(spec, x)
     posterior = target(spec, data, resolve(spec, data))
     theta = point(fit_em(spec, x, random_seed=1))
-    bend = mode_near(posterior, theta)
-    assert bend.is_peak
-    assert np.linalg.norm(bend.root.T @ posterior(bend.point)[1]) < 1e-3
+    quadratic = mode_near(posterior, theta)
+    assert quadratic.is_peak
+    assert np.linalg.norm(quadratic.root.T @ posterior(quadratic.point)[1]) < 1e-3
     rng = np.random.default_rng(0)
     for direction in rng.normal(size=(20, posterior.size)):
-        near = bend.point + 0.1 * bend.root @ (direction / np.linalg.norm(direction))
-        assert posterior(near)[0] < posterior(bend.point)[0]
+        near = quadratic.point + 0.1 * quadratic.root @ (direction / np.linalg.norm(direction))
+        assert posterior(near)[0] < posterior(quadratic.point)[0]
 
 
 def test_the_size_is_that_of_the_inverse_hessian() -> None:
@@ -104,12 +104,12 @@ def test_the_size_is_that_of_the_inverse_hessian() -> None:
     spec = GaussianMixture(2, "EEE")
     data = read_for(spec, table("faithful"))
     posterior = target(spec, data, resolve(spec, data))
-    bend = mode_near(posterior, point(fit_em(spec, table("faithful"), random_seed=1)))
-    top = posterior(bend.point)[0]
+    quadratic = mode_near(posterior, point(fit_em(spec, table("faithful"), random_seed=1)))
+    top = posterior(quadratic.point)[0]
     rng = np.random.default_rng(1)
     for direction in rng.normal(size=(20, posterior.size)):
         z = 0.05 * direction / np.linalg.norm(direction)
-        both = [posterior(bend.point + sign * bend.root @ z)[0] for sign in (-1, 1)]
+        both = [posterior(quadratic.point + sign * quadratic.root @ z)[0] for sign in (-1, 1)]
         assert np.mean(both) - top == pytest.approx(-0.5 * 0.05**2, rel=0.01)
 
 
@@ -118,7 +118,7 @@ def test_flat_directions_have_the_largest_size() -> None:
     data = read_for(spec, table("faithful"))
     posterior = target(spec, data, resolve(spec, data))
     theta = point(fit_em(spec, table("faithful"), random_seed=1))
-    narrow = bend_at(posterior, posterior.point(theta), theta, 1e-4)
+    narrow = quadratic_at(posterior, posterior.point(theta), theta, 1e-4)
     assert not narrow.is_peak
     unit = np.ones(posterior.size)
     unit[-4:] = np.sqrt(np.diagonal(theta.covariance, axis1=1, axis2=2)).ravel()
@@ -136,8 +136,8 @@ def test_no_peak_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     original = laplace.mode_near
 
     def flat(*arguments: Any) -> Any:
-        bend = original(*arguments)
-        return type(bend)(bend.point, bend.root, False, bend.distance)
+        quadratic = original(*arguments)
+        return type(quadratic)(quadratic.point, quadratic.root, False, quadratic.distance)
 
     monkeypatch.setattr(laplace, "mode_near", flat)
     with pytest.raises(NumericalError, match=r"is flat.*sample_posterior"):
