@@ -82,6 +82,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"bayesgmm.{_WHERE[name]}"), name)
         globals()[name] = value
         return value
+    if name == "__version__":
+        return import_module("importlib.metadata").version("bayesgmm")
     raise AttributeError(f"module 'bayesgmm' has no attribute {name!r}")
 
 

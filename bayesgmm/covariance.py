@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.errors import ArgumentError
+from bayesgmm.rotations import plane_rotations
 
 Array = NDArray[np.float64]
 
@@ -310,23 +310,5 @@ def _ascend_common_axes(
         if not new > value + 1e-14 * abs(new):
             break
         value = new
-        axes = axes @ _plane_rotations(turned, 1.0 / diagonal)
+        axes = axes @ plane_rotations(turned, 1.0 / diagonal)
     return _rotate(np.broadcast_to(axes, scatter.shape), diagonal), value
-
-
-def _plane_rotations(turned: Array, precision: Array) -> Array:
-    """One round over all pairs of axes; each angle minimises sum_k tr(W_k D L_k^-1 D') exactly."""
-    turned = turned.copy()
-    d = turned.shape[1]
-    rotation = np.eye(d)
-    for i, j in combinations(range(d), 2):
-        gap = precision[:, i] - precision[:, j]
-        p = 0.5 * gap @ (turned[:, i, i] - turned[:, j, j])
-        q = gap @ turned[:, i, j]
-        angle = 0.5 * np.arctan2(-q, -p)
-        c, s = np.cos(angle), np.sin(angle)
-        plane = np.array([[c, -s], [s, c]])
-        turned[:, :, [i, j]] = turned[:, :, [i, j]] @ plane
-        turned[:, [i, j], :] = plane.T @ turned[:, [i, j], :]
-        rotation[:, [i, j]] = rotation[:, [i, j]] @ plane
-    return rotation

@@ -165,15 +165,25 @@ def accumulate(
     n_threads = min(threads or os.cpu_count() or 1, -(-n // chunk)) if n > chunk else 1
     if n_threads < 2:
         return Moments.of_data(*kernel.accumulate_all(x, weight, *arguments))
-    # A few tasks for each thread, so that none waits long for another.
+    # A few parts for each thread, so that none waits long for another.
     size = chunk * max(1, n // (4 * n_threads * chunk))
+    begins, sums = iter(range(0, n, size)), {}
 
-    def part(begin: int) -> Array:
-        end = min(n, begin + size)
-        return np.asarray(kernel.chunks(x, weight, begin, end, chunk, *arguments))
+    def work() -> None:
+        for begin in begins:  # shared: each part is taken once
+            end = min(n, begin + size)
+            sums[begin] = np.asarray(kernel.chunks(x, weight, begin, end, chunk, *arguments))
 
-    sums = np.concatenate(list(_pool(n_threads).map(part, range(0, n, size))))
-    return Moments.of_data(*kernel.total(sums, parameters.k, parameters.d))
+    # This thread works as well: waking another takes as long as some ten thousand rows.
+    helpers = [_pool(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    whole = np.concatenate([sums[begin] for begin in sorted(sums)])
+    return Moments.of_data(*kernel.total(whole, parameters.k, parameters.d))
 
 
 @cache

@@ -14,7 +14,7 @@ from bayesgmm.start import Start
 
 # Multiply-adds of a pass. With fewer, Python's share of a step is the larger one, and no two
 # threads run Python at once.
-_LEAST_WORK = 1 << 20
+_LEAST_WORK = 1 << 22
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 

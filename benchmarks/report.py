@@ -57,7 +57,7 @@ def _mclust(stages: list[Stage]) -> str:
     named = [
         s["result"].get("mclust") for s in stages if "result" in s and s["stage"] == "iteration"
     ]
-    return next((n for n in named if n), "mclust: not installed")
+    return next((n for n in named if n), "mclust: not installed" if named else "not asked")
 
 
 def _how(results: dict[str, Any]) -> str:

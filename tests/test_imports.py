@@ -79,3 +79,11 @@ def test_every_public_name_is_there():
     listed = "assert set(bg.__all__) <= set(dir(bg))\n"
     missing = "try:\n    bg.nothing\nexcept AttributeError as e:\n    assert 'nothing' in str(e)\n"
     assert loaded_by(names + listed + missing) == []
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    import bayesgmm
+
+    assert bayesgmm.__version__ == version("bayesgmm")
