@@ -117,6 +117,14 @@ class Covariance:
         """Whether rescaling single columns maps the family onto itself."""
         return not self.is_polar and self.letters not in ("EII", "VII")
 
+    @property
+    def nested(self) -> tuple[Covariance, ...]:
+        """The largest families that are special cases of this one: one letter more restricted."""
+        known = ONE_DIMENSIONAL if self.is_one_dimensional else FAMILIES
+        below = [name for name in known if _is_below(name, self.letters)]
+        largest = [a for a in below if not any(_is_below(a, b) for b in below)]
+        return tuple(Covariance(name) for name in largest)
+
     def n_parameters(self, k: int, d: int) -> int:
         """Count the free covariance parameters of ``k`` components in ``d`` dimensions.
 
@@ -190,6 +198,14 @@ def _maximise(family: Covariance, count: Array, scatter: Array, start: Array | N
         first = None if start is None else np.linalg.eigvalsh(start)
         return _rotate(axes, share(count, value, first))
     return _maximise_common_axes(count, scatter, share, start)
+
+
+def _is_below(one: str, other: str) -> bool:
+    """Whether each letter of one name restricts as much as the other's, and one of them more."""
+    freedom = "IEV"
+    return one != other and all(
+        freedom.index(a) <= freedom.index(b) for a, b in zip(one, other, strict=True)
+    )
 
 
 def objective(count: Array, scatter: Array, covariance: Array) -> float:

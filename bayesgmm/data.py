@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.errors import ArgumentError, TooFewRowsError
@@ -105,6 +106,12 @@ class Data:
         covariance = parameters.covariance * self.scale[:, None] * self.scale
         mean = parameters.mean * self.scale + self.center
         return replace(parameters, mean=mean, covariance=covariance)
+
+    def rows(self, index: NDArray[np.intp]) -> Data:
+        """Return some rows, in the units of all."""
+        weight = self.weight[index] if self.weight.size else self.weight
+        part = {"x": self.x[index], "values": self.values[index], "index": self.index[index]}
+        return replace(self, weight=weight, **part)
 
     def original(self) -> Array:
         """Return a copy of the (n, d) values in data units, as they were given."""

@@ -25,7 +25,7 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
-from bayesgmm.fit import fit_em, package_version, plain_index, seed_of, versions
+from bayesgmm.fit import fit_em, seed_of
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
@@ -38,6 +38,7 @@ from bayesgmm.resolved import (
     resolve,
     warn_if_improper,
 )
+from bayesgmm.result import package_version, plain_index, versions
 from bayesgmm.verdict import label_free
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked

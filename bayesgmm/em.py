@@ -18,7 +18,7 @@ Rayleigh quotient along the path, so that the rule means the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Literal, get_args
 
@@ -29,6 +29,7 @@ from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.moments import Array, Moments, Parameters, accumulate, scatter
 from bayesgmm.resolved import PseudoData, pseudo_moments
+from bayesgmm.spikes import are_spikes
 from bayesgmm.start import Start
 
 # A component whose sd in some direction is below this share of the data's is singular in double
@@ -42,6 +43,8 @@ _SAFETY = 0.3  # the rate is an estimate; aim this far below `tol`
 # A log-likelihood is a sum with this relative rounding; lower by no more is not lower.
 _SUM = 1e-13
 
+UNUSABLE = ("singular", "empty", "tiny", "spurious")
+
 Acceleration = Literal["quasi-newton"]
 ACCELERATIONS: tuple[str, ...] = get_args(Acceleration)
 
@@ -54,7 +57,8 @@ class Run:
     parameters: Parameters
     moments: Moments  # about `parameters`, the prior's included
     trace: Array  # objective before each step and after the last
-    reason: str  # converged, fixed point, max_iter, interrupted, singular, empty, tiny
+    # converged, fixed point, max_iter, interrupted, unfinished, or one of UNUSABLE
+    reason: str
     n_passes: int = 0  # over the data, those of rejected extrapolations included
 
     @property
@@ -66,9 +70,9 @@ class Run:
     def is_usable(self) -> bool:
         """Whether this may be called an optimum: neither singular nor with an empty component.
 
-        Nor interrupted before the first pass over the data.
+        Nor given up for better starts, nor interrupted before the first pass over the data.
         """
-        return self.reason not in ("singular", "empty", "tiny") and len(self.trace) > 0
+        return self.reason not in (*UNUSABLE, "unfinished") and len(self.trace) > 0
 
 
 def m_step(moments: Moments, about: Parameters, family: Covariance) -> Parameters:
@@ -81,7 +85,7 @@ def m_step(moments: Moments, about: Parameters, family: Covariance) -> Parameter
 def run(
     data: Data,
     family: Covariance,
-    start: Start,
+    start: Start | Run,
     *,
     prior: PseudoData | None = None,
     max_iter: int = 10_000,
@@ -96,7 +100,8 @@ def run(
     ----------
     data : Data
     family : Covariance
-    start : Start
+    start : Start or Run
+        A run over the same data is taken up where it stopped.
     prior : PseudoData, optional
         In anchored units; adds its pseudo-data (MAP).
     max_iter : int
@@ -114,7 +119,7 @@ def run(
     Run
         With the reason for stopping. A run that meets a singular or empty component stops there.
     """
-    n_passes = 0
+    n_passes = start.n_passes if isinstance(start, Run) else 0
 
     def table(parameters: Parameters) -> Moments:
         nonlocal n_passes
@@ -130,13 +135,14 @@ def run(
     trouble = _trouble(parameters, data)
     if trouble:
         return Run(start.method, parameters, _no_moments(parameters), np.empty(0), trouble)
-    moments = _no_moments(parameters)
-    trace: list[float] = []
+    moments = start.moments if isinstance(start, Run) else _no_moments(parameters)
+    trace: list[float] = start.trace.tolist() if isinstance(start, Run) else []
     reason, last, path = "max_iter", np.inf, Path()
     try:
-        moments = table(parameters)
-        trace.append(moments.loglik)
-        top = moments.loglik
+        if not trace:
+            moments = table(parameters)
+            trace.append(moments.loglik)
+        top = max(trace)
         while n_passes <= max_iter:
             if moments.mean_count.min() - (prior.shrinkage if prior else 0.0) < _EMPTY:
                 reason = "empty"
@@ -176,8 +182,11 @@ def run(
     except KeyboardInterrupt:
         reason = "interrupted"
     is_over = reason not in ("singular", "empty", "interrupted")
-    if is_over and not prior and _has_tiny(moments, family):
-        reason = "tiny"
+    if is_over and not prior:
+        if _has_tiny(moments, family):
+            reason = "tiny"
+        elif are_spikes(parameters, moments.mean_count, family).any():
+            reason = "spurious"
     return Run(start.method, parameters, moments, np.array(trace), reason, n_passes)
 
 
@@ -210,6 +219,12 @@ def _has_tiny(moments: Moments, family: Covariance) -> bool:
 def _least_count(family: Covariance, d: int) -> float:
     """Return how many observations a component needs to have a spectrum of its own."""
     return 2.5 if family.orientation != "V" else d + 1.5
+
+
+def unknown(found: Run) -> Run:
+    """Return a run without its sums, trace and passes: those of a run over other data."""
+    nothing = _no_moments(found.parameters)
+    return replace(found, moments=nothing, trace=np.empty(0), n_passes=0)
 
 
 def _no_moments(parameters: Parameters) -> Moments:

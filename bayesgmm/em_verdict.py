@@ -8,6 +8,7 @@ import numpy as np
 
 from bayesgmm.checks import Check, Verdict
 from bayesgmm.covariance import Array, Covariance
+from bayesgmm.em import UNUSABLE
 
 
 def em_verdict(
@@ -88,6 +89,13 @@ def _converged(reason: str, n_iter: int, distance: float, tol: float) -> Check:
     # Short of NaN, which says that no information matrix was asked for or that it has no inverse.
     known = f", {distance:.2g} standard errors from its limit" if np.isfinite(distance) else ""
     evidence = f"EM stopped after {n_iter} steps ({reason}){known}"
+    if reason == "spurious":
+        advice = (
+            "Every start led to a component of a few points that are close by chance, where the "
+            "likelihood has a spike; this is the highest. Do not interpret it: use fewer "
+            "components, a family with a common covariance (EEE, EEI, EII), or estimate='map'."
+        )
+        return Check("converged", "fail", evidence, advice)
     if reason not in ("converged", "fixed point"):
         advice = (
             "The estimates are not at a maximum of the likelihood. Let it run: raise max_iter, or "
@@ -123,7 +131,7 @@ def _small_component(counts: Array, family: Covariance, d: int) -> Check:
 
 
 def _unusable_starts(reasons: Sequence[str]) -> Check:
-    bad = [reason for reason in reasons if reason in ("singular", "empty", "tiny")]
+    bad = [reason for reason in reasons if reason in UNUSABLE]
     kinds = ", ".join(f"{bad.count(kind)} {kind}" for kind in dict.fromkeys(bad))
     evidence = f"{len(bad)} of {len(reasons)} starts were unusable"
     evidence += f" ({kinds})" if bad else ""
@@ -133,13 +141,14 @@ def _unusable_starts(reasons: Sequence[str]) -> Check:
         "starts",
         "warn",
         evidence,
-        "They ran to a component of a few points, where the likelihood is unbounded: the model is "
-        "too large for the data. Use fewer components, a smaller family, or estimate='map'.",
+        "They ran to a component of a few points that are close by chance, where the likelihood is "
+        "unbounded: the model is too large for the data. Use fewer components, a smaller family, "
+        "or estimate='map'.",
     )
 
 
 def _best_found_once(n_at_best: int, n_starts: int) -> Check:
-    evidence = f"{n_at_best} of {n_starts} starts reached the best optimum"
+    evidence = f"{n_at_best} of {n_starts} starts led to the best optimum"
     if n_at_best > 1 or n_starts < 5:
         return Check("best-found-once", "ok", evidence)
     return Check(

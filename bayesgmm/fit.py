@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,24 +13,25 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from bayesgmm import tree
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
-from bayesgmm.em import ACCELERATIONS, Acceleration, Run, run
+from bayesgmm.em import ACCELERATIONS, UNUSABLE, Acceleration, Run, run, unknown
 from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import log_density, responsibilities
-from bayesgmm.multistart import run_all, workers
+from bayesgmm.multistart import improve, is_interrupted, search, workers
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
+from bayesgmm.result import result
 from bayesgmm.start import Start, starts
 
+BRIEF = 20  # steps of a short run
+SAMPLE = 20_000  # rows that short runs are over
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
 
 
@@ -42,7 +42,8 @@ def fit_em(
     estimate: Literal["mle", "map"] = "mle",
     sample_weight: Any = None,
     start: Any = None,
-    n_starts: int = 10,
+    n_starts: int = 40,
+    n_finish: int = 8,
     max_iter: int = 10_000,
     tol: float = 1e-4,
     acceleration: Acceleration | None = "quasi-newton",
@@ -66,10 +67,14 @@ def fit_em(
     sample_weight : (n,) array, optional
         Frequencies: weight 2 is the row twice, weight 0 the row absent.
     start : optional
-        ``"kmeans"``, ``"random"``, integer labels (n,), `Parameters` or a fit. Default: k-means++
-        and random centres in turn.
+        ``"ellipsoids"``, ``"ward"`` (hierarchical), ``"kmeans"``, ``"random"``, integer labels
+        (n,), `Parameters`, a fit, or a list of these. Default, also as None in a list: the
+        hierarchical partitions, then k-means++ and random centres in turn.
     n_starts : int
-        Number of starts; the best usable optimum is kept, the others are reported.
+        Number of starts.
+    n_finish : int
+        If there are more starts, short runs are made from all, and the most promising that differ
+        are run to their end. The best usable optimum is kept, the others are reported.
     max_iter : int
         Most passes over the data of a run, after its first.
     tol : float
@@ -109,38 +114,59 @@ def fit_em(
         If the fit should not be trusted, with the reasons.
     """
     began = time.perf_counter()
-    _check_arguments(spec, estimate, n_starts, max_iter, tol, acceleration, threads)
+    _check_arguments(spec, estimate, n_starts, n_finish, max_iter, tol, acceleration, threads)
     with collected() as notes:
         data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
     seed = seed_of(random_seed)
-    begins = starts(
-        data, family, k, start=start, n_starts=n_starts, rng=np.random.default_rng(seed)
-    )
+    rng = np.random.default_rng(seed)
+    sample = data if data.n <= SAMPLE else data.rows(np.sort(rng.choice(data.n, SAMPLE, False)))
+    begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng)
+    if len(begins) <= n_finish and sample is not data:
+        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng)
 
-    def go(start: Start, stop: Event | None = None, tol: float = tol) -> Run:
-        settings: dict[str, Any] = {
-            "prior": prior,
-            "max_iter": max_iter,
-            "tol": tol,
-            "threads": threads,
-            "stop": stop,
-        }
-        found = run(data, family, start, acceleration=acceleration, **settings)
-        if acceleration and found.reason in ("singular", "empty", "tiny"):
+    def go(start: Start | Run, stop: Event | None = None, **settings: Any) -> Run:
+        settings = {"max_iter": max_iter, "tol": tol, "acceleration": acceleration} | settings
+        settings |= {"prior": prior, "threads": threads, "stop": stop}
+        found = run(data, family, start, **settings)
+        if settings["acceleration"] and found.reason in UNUSABLE:
             # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
-            plain = run(data, family, start, acceleration=None, **settings)
+            plain = run(data, family, start, **settings | {"acceleration": None})
             found = replace(plain, n_passes=found.n_passes + plain.n_passes)
         return found
+
+    def brief(start: Start, stop: Event | None = None) -> Run:
+        steps = min(max_iter, BRIEF)
+        settings: dict[str, Any] = {"max_iter": steps, "acceleration": None, "stop": stop}
+        settings |= {"prior": prior, "tol": tol, "threads": threads}
+        if start.within is not None:
+            first = run(sample, start.within, start, **settings)
+            start = replace(start, parameters=first.parameters)
+        found = run(sample, family, start, **settings)
+        is_over = sample is data or found.reason == "interrupted" or not found.is_usable
+        return found if is_over else replace(found, reason="max_iter")
+
+    def on(found: Run, stop: Event | None = None, **settings: Any) -> Run:
+        is_whole = sample is data
+        return go(found if is_whole else Start(found.method, found.parameters), stop, **settings)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
         return _track(items, total, progressbar)
 
     n_workers = workers(data.n, data.d, k, len(begins), threads)
-    runs = run_all(go, begins, n_workers, track)
+    runs, twins = search(go, brief, on, begins, n_finish, n_workers, track)
+    if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
+        runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
+    if len(begins) > n_finish and not is_interrupted(runs):
+        top = max((r for r in runs if r.is_usable), key=lambda r: r.objective, default=None)
+        more = improve(brief, on, top, family, n_workers, track) if top else []
+        twins += range(len(runs), len(runs) + len(more))
+        runs += more
     usable = [i for i, r in enumerate(runs) if r.is_usable]
-    if not usable and _is_interrupted(runs):
+    if not usable:  # better than nothing, and the verdict says what it is
+        usable = [i for i, r in enumerate(runs) if r.reason == "spurious"]
+    if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
@@ -150,8 +176,8 @@ def fit_em(
     information = None
     if wanted if standard_errors is None else standard_errors:
         runs[best], information = _certified(data, family, runs[best], tol, go)
-    verdict = em_verdict(**_facts(data, family, runs, best, information, tol))
-    fit = _result(
+    verdict = em_verdict(**_facts(data, family, runs, best, twins, information, tol))
+    fit = result(
         spec,
         data,
         runs,
@@ -174,6 +200,7 @@ def _check_arguments(
     spec: GaussianMixture,
     estimate: str,
     n_starts: int,
+    n_finish: int,
     max_iter: int,
     tol: Any,
     acceleration: str | None,
@@ -184,6 +211,7 @@ def _check_arguments(
     if estimate not in ("mle", "map"):
         raise ArgumentError("estimate", f"must be 'mle' or 'map', not {estimate!r}")
     whole_number("n_starts", n_starts, least=1)
+    whole_number("n_finish", n_finish, least=1)
     whole_number("max_iter", max_iter, least=1)
     if isinstance(tol, bool) or not isinstance(tol, Real) or not float(tol) >= 0:
         raise ArgumentError("tol", f"must be 0 or more standard errors, not {tol!r}")
@@ -230,10 +258,6 @@ def _track(items: Iterable[Any], total: int, progressbar: bool | None) -> Iterab
     return track(items, description="EM starts", total=total, transient=True)
 
 
-def _is_interrupted(runs: list[Run]) -> bool:
-    return not runs or any(r.reason == "interrupted" for r in runs)
-
-
 def _certified(
     data: Data, family: Covariance, best: Run, tol: float, go: Any
 ) -> tuple[Run, Information]:
@@ -246,14 +270,10 @@ def _certified(
         if best.reason != "converged" or not information.distance > tol:
             break
         aim = 0.1 * aim
-        more = go(Start(best.method, best.parameters), tol=aim)
+        more = go(best, tol=aim)
         if not more.is_usable:  # on from a saddle into a singularity
             break
-        best = replace(
-            more,
-            trace=np.concatenate([best.trace[:-1], more.trace]),
-            n_passes=best.n_passes + more.n_passes,
-        )
+        best = more
     return best, information
 
 
@@ -262,14 +282,14 @@ def _facts(
     family: Covariance,
     runs: list[Run],
     best: int,
+    twins: list[int],
     information: Information | None,
     tol: float,
 ) -> dict[str, Any]:
     """What the verdict is made from."""
     top = runs[best]
-    others = [r for i, r in enumerate(runs) if i != best and r.is_usable]
-    near = [r for r in others if top.objective - r.objective < 0.1]
-    reached = [r for r in near if distance(r.parameters, top.parameters) < SAME]
+    near = [i for i, r in enumerate(runs) if r.is_usable and top.objective - r.objective < 0.1]
+    reached = [i for i in near if distance(runs[i].parameters, top.parameters) < SAME]
     return {
         "reason": top.reason,
         "n_iter": len(top.trace) - 1,
@@ -278,7 +298,7 @@ def _facts(
         "is_positive_definite": information.is_positive_definite if information else None,
         "counts": top.moments.mean_count,
         "reasons": [r.reason for r in runs],
-        "n_at_best": 1 + len(reached),
+        "n_at_best": sum(twin in reached for twin in twins),
         "n_rivals": len(near) - len(reached),
         "family": family,
         "d": data.d,
@@ -293,146 +313,7 @@ def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     return (
-        f"all {len(runs)} starts ended with a singular, empty or tiny component, which is no "
-        f"optimum of {spec.covariance} to report:\n{rows}\nUse fewer components or a family with "
-        f"a common covariance (EEE, EEI, EII){advice}."
+        f"all {len(runs)} starts ended with a singular, empty, tiny or spurious component, which "
+        f"is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer components or a family "
+        f"with a common covariance (EEE, EEI, EII){advice}."
     )
-
-
-def versions() -> str:
-    """Return the versions that a result depends on, as JSON."""
-    import numba
-    import scipy
-
-    found = {"python": platform.python_version(), "numpy": np.__version__}
-    found |= {"scipy": scipy.__version__, "numba": numba.__version__}
-    return json.dumps(found)
-
-
-def _result(
-    spec: GaussianMixture,
-    data: Data,
-    runs: list[Run],
-    best: int,
-    information: Information | None,
-    *,
-    estimate: str,
-    keep_responsibilities: bool,
-) -> xr.DataTree:
-    top = runs[best]
-    # Components in order of their first mean: a name for labels that mean nothing.
-    order = np.lexsort(top.parameters.mean.T[::-1])
-    parameters = top.parameters.take(order)
-    r = responsibilities(data.x, parameters)
-    row = log_density(data.x, parameters) - np.log(data.scale).sum()
-    weight = data.weight if len(data.weight) else np.ones(data.n)
-    loglik = float(weight @ row)
-    natural = data.to_data_units(parameters)
-    p = spec.n_parameters(data.d)
-    bic = -2.0 * loglik + p * np.log(data.total_weight)
-    with np.errstate(divide="ignore"):
-        icl = bic - 2.0 * float(weight @ np.log(r.max(axis=1)))
-    both, chain = ("chain", "draw"), {"chain": [0], "draw": [0]}
-    shift = data.log_jacobian
-    groups: dict[str, xr.Dataset] = {
-        "posterior": tree.dataset(
-            {n: getattr(natural, n)[None, None] for n in tree.DIMS}, data.names, ("chain", "draw")
-        ),
-        "sample_stats": xr.Dataset(
-            {
-                "loglik": (both, np.array([[loglik]])),
-                "lp": (both, np.array([[top.objective + shift]])),
-                "n_iter": (both, np.array([[len(top.trace) - 1]])),
-                "n_passes": (both, np.array([[top.n_passes]])),
-                "converged": (both, np.array([[top.reason in ("converged", "fixed point")]])),
-                "distance": (both, np.array([[information.distance if information else np.nan]])),
-            },
-            coords=chain,
-        ),
-        "criteria": _criteria(loglik, p, bic, icl),
-        "log_likelihood": xr.Dataset(
-            {"x": (("chain", "draw", "obs"), (weight * row)[None, None])}, chain
-        ),
-        "observed_data": xr.Dataset({"x": (("obs", "feature"), data.values)}),
-        "constant_data": xr.Dataset({"sample_weight": ("obs", weight)}),
-        "starts": _starts_table(runs, best, shift),
-    }
-    index = plain_index(data.index)
-    for name in ("log_likelihood", "observed_data", "constant_data"):
-        groups[name] = groups[name].assign_coords(obs=index)
-    groups["observed_data"] = groups["observed_data"].assign_coords(feature=list(data.names))
-    if information is not None:
-        groups["standard_error"] = _standard_errors(information, data, order)
-    if keep_responsibilities:
-        groups["responsibilities"] = xr.Dataset(
-            {"responsibility": (("obs", "cluster"), r)},
-            coords={"obs": index, "cluster": np.arange(parameters.k)},
-        )
-    fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
-    fit.attrs |= {
-        "engine": "em",
-        "estimate": estimate,
-        "spec": spec.to_json(),
-        "stop_reason": "interrupted" if _is_interrupted(runs) else top.reason,
-        "fingerprint": data.fingerprint,
-        "bayesgmm_version": package_version(),
-        "versions": versions(),
-    }
-    return fit
-
-
-def package_version() -> str:
-    """Return the version of this package."""
-    from importlib.metadata import version
-
-    return version("bayesgmm")
-
-
-def plain_index(index: Any) -> np.ndarray[Any, Any]:
-    """Row labels that NetCDF can hold: numbers and strings as they are, the rest as strings."""
-    values = np.asarray(index)
-    return values if values.dtype.kind in "iuf" else np.array([str(v) for v in index])
-
-
-def _criteria(loglik: float, p: int, bic: float, icl: float) -> xr.Dataset:
-    values = {"loglik": loglik, "n_params": p, "aic": -2.0 * loglik + 2.0 * p}
-    values |= {"bic": bic, "icl": icl}
-    criteria = xr.Dataset({name: ((), value) for name, value in values.items()})
-    for name in ("aic", "bic", "icl"):
-        criteria[name].attrs["sign"] = "smaller is better"
-    return criteria
-
-
-def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
-    columns = {
-        "method": [r.method for r in runs],
-        "objective": [r.objective + shift for r in runs],
-        "reason": [r.reason for r in runs],
-        "n_iter": [max(len(r.trace) - 1, 0) for r in runs],
-        "n_passes": [r.n_passes for r in runs],
-        "usable": [r.is_usable for r in runs],
-        "best": [i == best for i in range(len(runs))],
-    }
-    return xr.Dataset(
-        {name: ("start", np.array(values)) for name, values in columns.items()},
-        coords={"start": np.arange(len(runs))},
-    )
-
-
-def _standard_errors(information: Information, data: Data, order: Any) -> xr.Dataset:
-    se = information.standard_errors().take(order)
-    errors = tree.dataset(
-        {
-            "weight": se.weight,
-            "mean": se.mean * data.scale,
-            "covariance": se.covariance * np.outer(data.scale, data.scale),
-        },
-        data.names,
-    )
-    errors.attrs["method"] = "observed information"
-    errors.attrs["note"] = (
-        ""
-        if information.is_positive_definite
-        else "the Hessian of the objective is not positive definite: no standard errors exist here"
-    )
-    return errors

@@ -1,13 +1,15 @@
-"""Starting values for EM: k-means++, random centres, the user's labels or parameters."""
+"""Starting values for EM: hierarchical, k-means++, random centres, the user's labels or parameters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from bayesgmm import hierarchical
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
@@ -15,15 +17,24 @@ from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
-METHODS = ("kmeans", "random")
+METHODS = ("ellipsoids", "ward", "kmeans", "random")
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A named starting value, in anchored units."""
+    """A named starting value, in anchored units.
+
+    Parameters
+    ----------
+    method : str
+    parameters : Parameters
+    within : Covariance, optional
+        A smaller family, in which a short run is made first.
+    """
 
     method: str
     parameters: Parameters
+    within: Covariance | None = None
 
 
 def starts(
@@ -39,15 +50,19 @@ def starts(
 
     Parameters
     ----------
-    start : None, "kmeans", "random", array of labels (n,), Parameters, Dataset or DataTree
-        ``None`` takes k-means++ and random centres in turn. Labels, parameters and fits (in the
-        units of the data) give one start.
+    start : None, method, array of labels (n,), Parameters, Dataset, DataTree or a list of these
+        ``None`` takes both hierarchical partitions, then k-means++ and random centres in turn.
+        Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
+        and methods give ``n_starts`` each.
 
     Raises
     ------
     ArgumentError
         Naming ``start`` if it is none of these or does not suit the data.
     """
+    if isinstance(start, list | tuple) and any(not isinstance(s, int | np.integer) for s in start):
+        several = (starts(data, family, k, start=s, n_starts=n_starts, rng=rng) for s in start)
+        return [one for some in several for one in some]
     if isinstance(start, Parameters | xr.Dataset | xr.DataTree):
         return [Start("parameters", data.to_anchored(_given_parameters(start, k, data.d)))]
     if start is None or isinstance(start, str):
@@ -55,8 +70,17 @@ def starts(
             raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
         if k == 1:
             return [Start("moments", from_labels(data, family, np.zeros(data.n, int), 1))]
-        methods = METHODS if start is None else (start,)
-        return [_drawn(data, family, k, methods[i % len(methods)], rng) for i in range(n_starts)]
+        if start is None:
+            first = [_drawn(data, family, k, method, rng) for method in METHODS[:2]]
+            first += [
+                replace(_drawn(data, f, k, METHODS[0], rng), method=str(f), within=f)
+                for f in family.nested
+            ]
+            others = islice(cycle(METHODS[2:]), max(n_starts - len(first), 0))
+            return [*first, *(_drawn(data, family, k, m, rng) for m in others)][:n_starts]
+        # The hierarchical methods draw nothing at random: once is enough.
+        times = 1 if start in METHODS[:2] else n_starts
+        return [_drawn(data, family, k, start, rng) for _ in range(times)]
     labels = _given_labels(start, k, data)
     return [Start("labels", from_labels(data, family, labels, k))]
 
@@ -158,6 +182,8 @@ def from_labels(
 
 
 def _drawn(data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator) -> Start:
+    if method in ("ellipsoids", "ward"):
+        return Start(method, _agglomerated(data, family, k, method, rng))
     from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
 
     sd = np.sqrt(np.diagonal(data.covariance))
@@ -168,15 +194,37 @@ def _drawn(data: Data, family: Covariance, k: int, method: str, rng: np.random.G
         model = KMeans(k, n_init=1, random_state=seed).fit(rows, sample_weight=weight)
         labels = model.labels_.astype(np.intp)
     else:
-        centers = _distinct_rows(rows, weight, k, rng)
-        labels = np.argmin(
-            (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1), axis=1
-        )
+        labels = _nearest(rows, _distinct_rows(rows, weight, k, rng))
     if len(np.unique(labels[weight > 0])) < k:
-        centers = kmeans_plusplus(rows, k, sample_weight=weight, random_state=seed)[0]
-        distance = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)
-        labels = np.argmin(distance, axis=1)
+        labels = _nearest(
+            rows, kmeans_plusplus(rows, k, sample_weight=weight, random_state=seed)[0]
+        )
     return Start(method, from_labels(data, family, labels, k, regularised=True))
+
+
+def _nearest(rows: Array, centers: Array) -> hierarchical.Labels:
+    square = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)
+    return np.argmin(square, axis=1)
+
+
+def _agglomerated(
+    data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator
+) -> Parameters:
+    """A hierarchical partition of the distinct rows, or of some of them."""
+    weight = data.weight if len(data.weight) else np.ones(data.n)
+    # Distinct rows in their own order: neither repeated rows nor their order change the start.
+    distinct, which = np.unique(data.x[weight > 0], axis=0, return_inverse=True)
+    count = np.bincount(which.ravel(), weights=weight[weight > 0])
+    if len(distinct) > hierarchical.MOST_ROWS:
+        some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
+        distinct, count = distinct[some], count[some]
+    if method == "ward":
+        labels = hierarchical.ward(distinct / np.sqrt(np.diagonal(data.covariance)), k)
+    else:
+        rows = hierarchical.sphered(distinct, data.mean, data.covariance)
+        labels = hierarchical.ellipsoids(rows, k)
+    part = replace(data, x=distinct, weight=count)
+    return from_labels(part, family, labels, k, regularised=True)
 
 
 def _distinct_rows(rows: Array, weight: Array, k: int, rng: np.random.Generator) -> Array:
