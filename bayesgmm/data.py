@@ -110,8 +110,8 @@ class Data:
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""
         weight = self.weight[index] if self.weight.size else self.weight
-        part = {"x": self.x[index], "values": self.values[index], "index": self.index[index]}
-        return replace(self, weight=weight, **part)
+        x, values = self.x[index], self.values[index]
+        return replace(self, x=x, values=values, weight=weight, index=self.index[index])
 
     def original(self) -> Array:
         """Return a copy of the (n, d) values in data units, as they were given."""

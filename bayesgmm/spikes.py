@@ -2,16 +2,16 @@ r"""Spurious components: a few points that happen to be close, where the likelih
 
 With covariances of their own the likelihood of a mixture is unbounded (Day 1969), and near any few
 points that lie close by chance it has a local maximum, often a high one, that says nothing about
-the population (McLachlan & Peel 2000, section 3.10).  A component is called a spike if it is thinner
-than a hundredth of the whole mixture in some direction, and chance alone would make such a group:
-of the :math:`n` points of its neighbourhood, about
+the population (McLachlan & Peel 2000, section 3.10).  A component is called a spike if it is
+thinner than a hundredth of the whole mixture in some direction, and has very few points or is what
+chance alone would make: of the :math:`n` points of its neighbourhood, about
 
 .. math:: E = m \binom{n}{m} s^{f (m - p)}
 
 groups of :math:`m` are as thin, :math:`s` being the ratio of its standard deviation to that of the
-components around it, where a group of p points has thickness 0 and each further one has to be near in f directions: p = d, f = 1 for a
-matrix of its own (a plane through d points, and the smallest ratio over all directions), p = 1,
-f = 1 for variances of its own, p = 1, f = d for a sphere.
+components around it, where a group of p points has thickness 0 and each further one has to be near
+in f directions: p = d, f = 1 for a matrix of its own (a plane through d points, and the smallest
+ratio over all directions), p = 1, f = 1 for variances of its own, p = 1, f = d for a sphere.
 
 References
 ----------
@@ -23,6 +23,7 @@ Day (1969), Biometrika 56, 463-474. Hathaway (1985), Ann. Statist. 13, 795-800. 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from bayesgmm.covariance import Covariance
@@ -73,11 +74,12 @@ def thickness(parameters: Parameters, count: Array) -> tuple[Array, Array, Array
 
 def _ratio(around: Array, whitening: Array) -> Array:
     """Smallest ratio of a component's standard deviation to another's, over all directions."""
-    return 1.0 / np.linalg.norm(whitening @ np.linalg.cholesky(around), ord=2, axis=(-2, -1))
+    size = np.linalg.norm(whitening @ np.linalg.cholesky(around), ord=2, axis=(-2, -1))
+    return np.asarray(1.0 / size)
 
 
 def expected_by_chance(parameters: Parameters, count: Array, family: Covariance) -> Array:
-    """Return log E of the module's formula for each component; -inf for one that is not thin."""
+    """Return log E of the module's formula for each component; -inf where it is not thin."""
     k, d = parameters.k, parameters.d
     if "V" not in (family.volume, family.shape):
         return np.full(k, -np.inf)  # no spectrum of its own
@@ -95,7 +97,7 @@ def expected_by_chance(parameters: Parameters, count: Array, family: Covariance)
     return np.where(whole < THIN, found, -np.inf)
 
 
-def are_spikes(parameters: Parameters, count: Array, family: Covariance) -> np.ndarray:
+def are_spikes(parameters: Parameters, count: Array, family: Covariance) -> NDArray[np.bool_]:
     """Say which components are spikes, (k,) booleans."""
     expected = expected_by_chance(parameters, count, family)
     few = 2.0 * (parameters.d + 1.0 if family.orientation == "V" else 2.0)

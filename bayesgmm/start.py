@@ -1,4 +1,4 @@
-"""Starting values for EM: hierarchical, k-means++, random centres, the user's labels or parameters."""
+"""Starting values for EM: hierarchical, k-means++, random centres, the user's own."""
 
 from __future__ import annotations
 
