@@ -76,8 +76,8 @@ def ellipsoids(rows: Array, k: int) -> Labels:
         rise[j, :j] = cost(*merged(j, others)) - alone[j] - alone[others]
     alive = np.ones(len(groups), dtype=bool)
     while alive.sum() > k:
-        i, j = np.unravel_index(np.argmin(rise), rise.shape)
-        total, joint = merged(int(i), np.array([j]))
+        i, j = divmod(int(np.argmin(rise)), len(rise))
+        total, joint = merged(i, np.array([j]))
         mean[j] = (count[i] * mean[i] + count[j] * mean[j]) / total[0]
         count[j], scatter[j] = total[0], joint[0]
         alone[j] = cost(count[j], scatter[j])
@@ -85,7 +85,7 @@ def ellipsoids(rows: Array, k: int) -> Labels:
         rise[i], rise[:, i] = np.inf, np.inf
         labels[labels == i] = j
         others = np.flatnonzero(alive & (np.arange(len(alive)) != j))
-        new = cost(*merged(int(j), others)) - alone[j] - alone[others]
+        new = cost(*merged(j, others)) - alone[j] - alone[others]
         low = others < j
         rise[j, others[low]] = new[low]
         rise[others[~low], j] = new[~low]
