@@ -68,8 +68,9 @@ def fit_em(
         Frequencies: weight 2 is the row twice, weight 0 the row absent.
     start : optional
         ``"ellipsoids"``, ``"ward"`` (hierarchical), ``"kmeans"``, ``"random"``, integer labels
-        (n,), `Parameters`, a fit, or a list of these. Default, also as None in a list: the
-        hierarchical partitions, then k-means++ and random centres in turn.
+        (n,), `Parameters`, a fit, or a list of these. Default, also as None in a list:
+        hierarchical partitions, also within the families nested in this one, then k-means++ and
+        random centres in turn.
     n_starts : int
         Number of starts.
     n_finish : int

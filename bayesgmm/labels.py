@@ -136,12 +136,12 @@ def align(weight: Array, mean: Array, covariance: Array, pivot: Parameters) -> A
     for name in wanted:
         if found[name] != wanted[name]:
             raise ArgumentError(name, f"has shape {found[name]}; the pivot's needs {wanted[name]}")
-    if not _are_mixtures(pivot.weight[None], pivot.mean[None], pivot.covariance[None])[0]:
+    if not are_mixtures(pivot.weight[None], pivot.mean[None], pivot.covariance[None])[0]:
         raise ArgumentError(
             "pivot", "must be finite, with non-negative weights and positive definite covariances"
         )
     permutation = np.tile(np.arange(k), (s, 1))
-    usable = _are_mixtures(weight, mean, covariance)
+    usable = are_mixtures(weight, mean, covariance)
     margin = usable.astype(float)
     if k > 1:
         rows = np.flatnonzero(usable)
@@ -188,7 +188,7 @@ def distance(a: Parameters, b: Parameters) -> float:
     return float(np.trace(cost[0]))
 
 
-def _are_mixtures(weight: Array, mean: Array, covariance: Array) -> NDArray[np.bool_]:
+def are_mixtures(weight: Array, mean: Array, covariance: Array) -> NDArray[np.bool_]:
     """Say which draws are finite, with covariances that are positive definite in floats."""
     usable = np.isfinite(weight).all(axis=1) & (weight >= 0).all(axis=1)
     usable &= np.isfinite(mean).all(axis=(1, 2)) & np.isfinite(covariance).all(axis=(1, 2, 3))

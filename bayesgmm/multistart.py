@@ -19,7 +19,7 @@ from typing import Any
 from bayesgmm import kernel
 from bayesgmm.covariance import Covariance
 from bayesgmm.em import Run
-from bayesgmm.labels import distance
+from bayesgmm.labels import are_mixtures, distance
 from bayesgmm.moments import Parameters
 from bayesgmm.moves import moves
 from bayesgmm.start import Start
@@ -186,7 +186,7 @@ def promising(runs: Sequence[Run], known: Parameters | None = None) -> dict[int,
 
     Those like ``known`` are left out.
     """
-    usable = [i for i, r in enumerate(runs) if r.is_usable]
+    usable = [i for i, r in enumerate(runs) if r.is_usable and _has_distances(r.parameters)]
     chosen: dict[int, list[int]] = {}
     for i in sorted(usable, key=lambda i: -runs[i].objective):
         if known is not None and distance(runs[i].parameters, known) < _TWINS:
@@ -198,3 +198,8 @@ def promising(runs: Sequence[Run], known: Parameters | None = None) -> dict[int,
         else:
             chosen[like].append(i)
     return chosen
+
+
+def _has_distances(p: Parameters) -> bool:
+    """Whether no covariance is singular as a matrix of floats."""
+    return bool(are_mixtures(p.weight[None], p.mean[None], p.covariance[None])[0])

@@ -51,8 +51,8 @@ def starts(
     Parameters
     ----------
     start : None, method, array of labels (n,), Parameters, Dataset, DataTree or a list of these
-        ``None`` takes both hierarchical partitions, then k-means++ and random centres in turn.
-        Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
+        ``None`` takes hierarchical partitions, also within the families nested in this one, and
+        k-means++ and random centres in turn. Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
         and methods give ``n_starts`` each.
 
     Raises
@@ -71,13 +71,16 @@ def starts(
         if k == 1:
             return [Start("moments", from_labels(data, family, np.zeros(data.n, int), 1))]
         if start is None:
-            first = [_drawn(data, family, k, method, rng) for method in METHODS[:2]]
-            first += [
-                replace(_drawn(data, f, k, METHODS[0], rng), method=str(f), within=f)
-                for f in family.nested
+            chosen = ["ellipsoids", "kmeans", "random", "ward", *family.nested]
+            chosen += islice(cycle(["kmeans", "random"]), max(n_starts - len(chosen), 0))
+            return [
+                _drawn(data, family, k, one, rng)
+                if isinstance(one, str)
+                else replace(
+                    _drawn(data, one, k, "ellipsoids", rng), method=f"within {one}", within=one
+                )
+                for one in chosen[:n_starts]
             ]
-            others = islice(cycle(METHODS[2:]), max(n_starts - len(first), 0))
-            return [*first, *(_drawn(data, family, k, m, rng) for m in others)][:n_starts]
         # The hierarchical methods draw nothing at random: once is enough.
         times = 1 if start in METHODS[:2] else n_starts
         return [_drawn(data, family, k, start, rng) for _ in range(times)]

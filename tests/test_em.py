@@ -19,7 +19,7 @@ import bayesgmm as bg
 from bayesgmm import em, tree
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read
-from bayesgmm.em import run
+from bayesgmm.em import UNUSABLE, run
 from bayesgmm.errors import (
     ArgumentError,
     FitWarning,
@@ -301,8 +301,8 @@ def test_affine_maps_go_through_whole_matrices(letters):
 def test_the_same_seed_gives_the_same_bits_and_leaves_numpys_alone():
     spec = bg.GaussianMixture(3, "VVI")
     state = np.random.get_state()  # noqa: NPY002
-    one, two = (fit(spec, FAITHFUL, random_seed=7, n_starts=4) for _ in range(2))
-    three = fit(spec, FAITHFUL, random_seed=8, n_starts=4)
+    one, two = (fit(spec, FAITHFUL, random_seed=7) for _ in range(2))
+    three = fit(spec, FAITHFUL, random_seed=8)
     after = np.random.get_state()  # noqa: NPY002
     assert_array_equal(state[1], after[1])
     assert state[2] == after[2]
@@ -362,9 +362,9 @@ def test_a_singular_component_is_never_the_best():
         assert np.sqrt(p.covariance).min() > 1e-6
         assert 30 * p.weight.min() > 2.5
         starts = found["starts"]
-        assert starts.sizes["start"] == 20
+        assert starts.sizes["start"] >= 20
         bad = ~starts["usable"].to_numpy()
-        assert set(starts["reason"].to_numpy()[bad]) <= {"singular", "empty", "tiny"}
+        assert set(starts["reason"].to_numpy()[bad]) <= {*UNUSABLE, "unfinished"}
         assert starts["usable"].to_numpy()[starts["best"].to_numpy()].all()
         assert starts["best"].sum() == 1
         usable = starts["objective"].to_numpy()[~bad]
@@ -374,11 +374,12 @@ def test_a_singular_component_is_never_the_best():
 def test_rejected_starts_are_counted_in_the_verdict():
     x = np.random.default_rng(3).normal(size=(30, 1))
     found = fit(bg.GaussianMixture(4, "V"), x, random_seed=3, n_starts=20)
-    rejected = int((~found["starts"]["usable"]).sum())
-    assert 0 < rejected < 20
+    reason = found["starts"]["reason"].to_numpy()
+    rejected = int(np.isin(reason, UNUSABLE).sum())
+    assert 0 < rejected < len(reason)
     checks = {c["code"]: c for c in json.loads(found.attrs["verdict"])["checks"]}
-    assert f"{rejected} of 20 starts were unusable" in checks["starts"]["evidence"]
-    assert checks["starts"]["status"] == ("warn" if rejected > 10 else "ok")
+    assert f"{rejected} of {len(reason)} starts were unusable" in checks["starts"]["evidence"]
+    assert checks["starts"]["status"] == ("warn" if 2 * rejected > len(reason) else "ok")
 
 
 @pytest.mark.parametrize("letters", ["VVV", "VVI", "VII", "VEE", "VEI", "EVV", "EVI", "EVE", "VVE"])
@@ -398,7 +399,7 @@ def test_with_a_prior_tied_rows_are_no_trouble(family):
     x = np.concatenate([np.zeros((30, 2)), rng.normal(size=(40, 2)) + 8.0])
     spec = bg.GaussianMixture(2, family.letters)
     found = fit(spec, x, estimate="map", random_seed=1, n_starts=2)
-    assert found.attrs["stop_reason"] == "converged"
+    assert found.attrs["stop_reason"] in ("converged", "fixed point")
     assert np.isfinite(errors_of(found)).all()
     assert found.attrs["estimate"] == "map"
 
@@ -458,10 +459,20 @@ def test_labels_parameters_and_fits_start_em():
     assert_array_equal(values(listed), values(by_labels))
 
 
-@pytest.mark.parametrize("start", ["kmeans", "random", None])
-def test_named_starts(start):
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("kmeans", ["kmeans"] * 3),
+        ("random", ["random"] * 3),
+        ("ward", ["ward"]),
+        ("ellipsoids", ["ellipsoids"]),
+        (None, ["ellipsoids", "kmeans", "random"]),
+        (["ward", None, LABELS], ["ward", "ellipsoids", "kmeans", "random", "labels"]),
+    ],
+    ids=str,
+)
+def test_named_starts(start, expected):
     found = fit(TWO, FAITHFUL, start=start, n_starts=3, random_seed=0)
-    expected = {None: ["kmeans", "random", "kmeans"]}.get(start, [start] * 3)
     assert found["starts"]["method"].to_numpy().tolist() == expected
     assert found["criteria"]["loglik"].item() == pytest.approx(-1130.2639601847, rel=1e-10)
 
@@ -674,10 +685,20 @@ def test_far_apart_groups_are_certain():
     assert_allclose(tree.point(found).covariance.ravel(), (within**2).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", [9, 15, 25, 26])
-def test_a_spike_that_is_kept_is_not_called_good(seed):
-    """Four components on thirty points of one normal: a few points happen to be close."""
-    x = np.random.default_rng(seed).normal(size=30)
-    with pytest.warns(FitWarning, match="close by chance"):
-        found = bg.fit_em(bg.GaussianMixture(4, "V"), x, n_starts=20, random_seed=1)
-    assert found["posterior"]["covariance"].min() < 0.01**2
+def test_few_points_that_are_close_by_chance_are_never_called_good():
+    """Four components on thirty points of one normal: the likelihood has a spike at every few."""
+    shares = []
+    for seed in range(30):
+        x = np.random.default_rng(seed).normal(size=30)
+        try:
+            found = fit(bg.GaussianMixture(4, "V"), x, n_starts=20, random_seed=1)
+        except NumericalError as error:
+            assert "spurious" in str(error)
+            continue
+        status = {c["code"]: c["status"] for c in json.loads(found.attrs["verdict"])["checks"]}
+        if found.attrs["stop_reason"] == "spurious":
+            assert status["converged"] == "fail"
+        else:
+            assert np.sqrt(found["posterior"]["covariance"].min()) > 0.01 * x.std()
+        shares.append(status["starts"] == "ok")
+    assert len(shares) >= 24

@@ -161,7 +161,7 @@ def test_mclusts_table(family, dataset):
         if row.flag == "no_fit":
             assert found.reason == NO_FIT[dataset, family.letters, k], case
             continue
-        assert found.reason == ("tiny" if is_tiny(dataset, family, k) else "converged"), case
+        assert found.reason == reason_of(dataset, family, k), case
         assert value == pytest.approx(row.loglik, abs=1e-5), case
         assert found.trace[-1] >= found.trace.max() - 1e-12 * abs(found.trace[-1]), case
 
@@ -173,6 +173,16 @@ TINY = {
     "banknote": {"VEE": (6,)},
     "galaxies": {"V": (5, 8)},
 }
+
+
+# Optima of mclust's that are no estimates: three observations on a line or in a point.
+SPURIOUS = {("galaxies", "V", 6), ("trees", "VVI", 3), ("trees", "VVI", 4)}
+
+
+def reason_of(dataset: str, family: Covariance, k: int) -> str:
+    if (dataset, family.letters, k) in SPURIOUS:
+        return "spurious"
+    return "tiny" if is_tiny(dataset, family, k) else "converged"
 
 
 def is_tiny(dataset: str, family: Covariance, k: int) -> bool:
