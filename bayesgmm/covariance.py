@@ -108,6 +108,11 @@ class Covariance:
         return "V" not in self.letters
 
     @property
+    def shares_nothing(self) -> bool:
+        """Whether each component has its covariance to itself (VII, VVI, VVV, V)."""
+        return "E" not in self.letters
+
+    @property
     def is_polar(self) -> bool:
         """Whether axes and shape are shared differently: EVE, VVE, EEV, VEV."""
         return {self.shape, self.orientation} == {"E", "V"}

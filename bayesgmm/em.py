@@ -27,7 +27,8 @@ import numpy as np
 from bayesgmm.acceleration import BEGIN, Path, bend, extrapolate, length_of
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
-from bayesgmm.moments import Array, Moments, Parameters, accumulate, scatter
+from bayesgmm.fixed import Fixed
+from bayesgmm.moments import Array, Moments, Parameters, accumulate, assigned, scatter
 from bayesgmm.resolved import PseudoData, pseudo_moments
 from bayesgmm.spikes import are_spikes
 from bayesgmm.start import Start
@@ -45,8 +46,12 @@ _SUM = 1e-13
 
 UNUSABLE = ("singular", "empty", "tiny", "spurious")
 
+_DRAWN = 50  # steps of stochastic EM, after which EM goes on
+
 Acceleration = Literal["quasi-newton"]
 ACCELERATIONS: tuple[str, ...] = get_args(Acceleration)
+Assignment = Literal["soft", "hard", "stochastic"]
+ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +80,16 @@ class Run:
         return self.reason not in (*UNUSABLE, "unfinished") and len(self.trace) > 0
 
 
-def m_step(moments: Moments, about: Parameters, family: Covariance) -> Parameters:
+def m_step(
+    moments: Moments, about: Parameters, family: Covariance, fixed: Fixed | None = None
+) -> Parameters:
     """Return the parameters that maximise Q given the sums about the current ones."""
     mean, spread = scatter(moments, about)
+    if fixed:
+        mean, spread = fixed.centred(moments, about, mean, spread)
     covariance = maximise(family, moments.covariance_count, spread, about.covariance)
-    return Parameters(moments.weight_count / moments.weight_count.sum(), mean, covariance)
+    new = Parameters(moments.weight_count / moments.weight_count.sum(), mean, covariance)
+    return fixed.impose(new) if fixed else new
 
 
 def run(
@@ -91,6 +101,8 @@ def run(
     max_iter: int = 10_000,
     tol: float = 1e-4,
     acceleration: Acceleration | None = "quasi-newton",
+    assignment: Assignment = "soft",
+    fixed: Fixed | None = None,
     threads: int | None = None,
     stop: Event | None = None,
 ) -> Run:
@@ -110,6 +122,12 @@ def run(
         Distance to the limit, in standard errors, at which to stop.
     acceleration : {"quasi-newton"} or None
         None for plain EM.
+    assignment : {"soft", "hard", "stochastic"}
+        Of a row to components: by its responsibilities; to the most probable one (classification
+        EM, whose objective is the classification likelihood); or, for the first steps, to one that
+        is drawn with them.
+    fixed : Fixed, optional
+        What does not move.
     threads : int, optional
     stop : Event, optional
         Once it is set, the run is interrupted before its next pass.
@@ -120,18 +138,24 @@ def run(
         With the reason for stopping. A run that meets a singular or empty component stops there.
     """
     n_passes = start.n_passes if isinstance(start, Run) else 0
+    is_drawing = assignment == "stochastic" and isinstance(start, Start)
+    rng = np.random.default_rng(start.seed if isinstance(start, Start) else None)
 
     def table(parameters: Parameters) -> Moments:
         nonlocal n_passes
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
-        moments = accumulate(
-            data.x, parameters, data.weight, diagonal=family.is_diagonal, threads=threads
-        )
+        if assignment == "hard" or is_drawing:
+            by_chance = rng if is_drawing else None
+            moments = assigned(data.x, parameters, data.weight, by_chance)
+        else:
+            moments = accumulate(
+                data.x, parameters, data.weight, diagonal=family.is_diagonal, threads=threads
+            )
         n_passes += 1
         return moments + pseudo_moments(prior, parameters) if prior else moments
 
-    parameters = start.parameters
+    parameters = fixed.impose(start.parameters) if fixed else start.parameters
     trouble = _trouble(parameters, data)
     if trouble:
         return Run(start.method, parameters, _no_moments(parameters), np.empty(0), trouble)
@@ -143,11 +167,23 @@ def run(
             moments = table(parameters)
             trace.append(moments.loglik)
         top = max(trace)
+        highest = (moments.loglik, parameters)
         while n_passes <= max_iter:
+            if is_drawing:
+                new = m_step(moments, parameters, family, fixed)
+                if n_passes <= _DRAWN and moments.mean_count.min() >= 1 and not _trouble(new, data):
+                    parameters, moments = new, table(new)
+                    highest = max(highest, (moments.loglik, parameters), key=lambda pair: pair[0])
+                else:  # on from the best that was visited
+                    is_drawing, parameters = False, highest[1]
+                    moments = table(parameters)
+                trace.append(moments.loglik)
+                top = moments.loglik
+                continue
             if moments.mean_count.min() - (prior.shrinkage if prior else 0.0) < _EMPTY:
                 reason = "empty"
                 break
-            new = m_step(moments, parameters, family)
+            new = m_step(moments, parameters, family, fixed)
             trouble = _trouble(new, data)
             if trouble:
                 reason = trouble
@@ -156,12 +192,13 @@ def run(
             rate = min(length / last, 1.0) if last > 0 else 0.0
             last = length
             far = None
-            if acceleration:
+            if acceleration and assignment != "hard":
                 path = path.then(parameters, new)
                 if length < BEGIN and len(path.points) > 1:
                     bent = bend(path, parameters, moments)
                     rate = max(rate, bent.rate)
                     far = extrapolate(bent, parameters, moments, family)
+                    far = fixed.impose(far) if far and fixed else far
             tried = table(far) if far and not _trouble(far, data) else None
             if far and tried and tried.loglik >= top - _SUM * abs(top):
                 parameters, moments, last = far, tried, np.inf
@@ -173,7 +210,8 @@ def run(
             if length == 0.0:
                 reason = "fixed point"
                 break
-            if rate < 1.0 and length <= _SAFETY * tol * np.sqrt(1.0 - rate):
+            is_near = rate < 1.0 and length <= _SAFETY * tol * np.sqrt(1.0 - rate)
+            if is_near and assignment != "hard":  # hard assignment has no rate, but an end
                 reason = "converged"
                 break
             if length <= _ROUNDING * np.sqrt(moments.weight_count.sum()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Real
 from threading import Event
@@ -17,9 +17,19 @@ from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
-from bayesgmm.em import ACCELERATIONS, UNUSABLE, Acceleration, Run, run, unknown
+from bayesgmm.em import (
+    ACCELERATIONS,
+    ASSIGNMENTS,
+    UNUSABLE,
+    Acceleration,
+    Assignment,
+    Run,
+    run,
+    unknown,
+)
 from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
+from bayesgmm.fixed import Fixed, read_fixed
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
@@ -28,7 +38,7 @@ from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
 from bayesgmm.result import result
-from bayesgmm.start import Start, starts
+from bayesgmm.start import GIVEN, Start, starts
 
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
@@ -47,6 +57,8 @@ def fit_em(
     max_iter: int = 10_000,
     tol: float = 1e-4,
     acceleration: Acceleration | None = "quasi-newton",
+    assignment: Assignment = "soft",
+    fixed: Mapping[str, Any] | None = None,
     standard_errors: bool | None = None,
     keep_responsibilities: bool = False,
     columns: Any = None,
@@ -80,6 +92,14 @@ def fit_em(
         Most passes over the data of a run, after its first.
     tol : float
         Distance from the maximum, in standard errors of any parameter, at which to stop.
+    assignment : {"soft", "hard", "stochastic"}
+        ``"hard"`` is classification EM: each row counts for its most probable component only, and
+        what is maximised is the classification likelihood (with EII and equal weights: k-means).
+        It has no standard errors. ``"stochastic"`` begins with 50 steps of stochastic EM.
+    fixed : mapping, optional
+        Parameters that do not move, in the units of the data, NaN where free: ``{"weight":
+        "equal"}``, or arrays ``weight`` (k,), ``mean`` (k, d), ``covariance`` (k, d, d). Components
+        then keep their order.
     acceleration : {"quasi-newton"} or None
         How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
         a start may, rarely, lead to another optimum than plain EM's.
@@ -116,20 +136,37 @@ def fit_em(
     """
     began = time.perf_counter()
     _check_arguments(spec, estimate, n_starts, n_finish, max_iter, tol, acceleration, threads)
+    _check_assignment(assignment, standard_errors)
     with collected() as notes:
         data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
+    held = None
+    if fixed is not None:
+        held = read_fixed(fixed, family, k, data.d).anchored(data)
+    keeps_order = held is not None and held.names_components
     seed = seed_of(random_seed)
     rng = np.random.default_rng(seed)
     sample = data if data.n <= SAMPLE else data.rows(np.sort(rng.choice(data.n, SAMPLE, False)))
     begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng)
+    if assignment == "stochastic":  # no run says early what it promises
+        n_finish = len(begins)
     if len(begins) <= n_finish and sample is not data:
         begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng)
+    seeds = rng.integers(2**63, size=len(begins))
+    begins = [replace(b, seed=int(s)) for b, s in zip(begins, seeds, strict=True)]
+    if held is not None and keeps_order:
+        unit = np.sqrt(np.diagonal(data.covariance))
+        begins = [
+            b if b.method in GIVEN else replace(b, parameters=held.matched(b.parameters, unit))
+            for b in begins
+        ]
+    common: dict[str, Any] = {"prior": prior, "threads": threads}
+    common |= {"assignment": assignment, "fixed": held}
 
     def go(start: Start | Run, stop: Event | None = None, **settings: Any) -> Run:
         settings = {"max_iter": max_iter, "tol": tol, "acceleration": acceleration} | settings
-        settings |= {"prior": prior, "threads": threads, "stop": stop}
+        settings |= common | {"stop": stop}
         found = run(data, family, start, **settings)
         if settings["acceleration"] and found.reason in UNUSABLE:
             # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
@@ -139,9 +176,8 @@ def fit_em(
 
     def brief(start: Start, stop: Event | None = None) -> Run:
         steps = min(max_iter, BRIEF)
-        settings: dict[str, Any] = {"max_iter": steps, "acceleration": None, "stop": stop}
-        settings |= {"prior": prior, "tol": tol, "threads": threads}
-        if start.within is not None:
+        settings = common | {"max_iter": steps, "tol": tol, "acceleration": None, "stop": stop}
+        if start.within is not None and held is None:
             first = run(sample, start.within, start, **settings)
             start = replace(start, parameters=first.parameters)
         found = run(sample, family, start, **settings)
@@ -159,7 +195,7 @@ def fit_em(
     runs, twins = search(go, brief, on, begins, n_finish, n_workers, track)
     if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
         runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
-    if len(begins) > n_finish and not is_interrupted(runs):
+    if len(begins) > n_finish and not keeps_order and not is_interrupted(runs):
         top = max((r for r in runs if r.is_usable), key=lambda r: r.objective, default=None)
         more = improve(brief, on, top, family, n_workers, track) if top else []
         twins += range(len(runs), len(runs) + len(more))
@@ -173,10 +209,10 @@ def fit_em(
         raise NumericalError(_no_usable(runs, spec, estimate))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
     best = max(finished or usable, key=lambda i: runs[i].objective)
-    wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS
+    wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
     information = None
     if wanted if standard_errors is None else standard_errors:
-        runs[best], information = _certified(data, family, runs[best], tol, go)
+        runs[best], information = _certified(data, family, runs[best], tol, go, held)
     verdict = em_verdict(**_facts(data, family, runs, best, twins, information, tol))
     fit = result(
         spec,
@@ -186,6 +222,8 @@ def fit_em(
         information,
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
+        n_fixed=held.count(k, data.d, family) if held else 0,
+        keeps_order=keeps_order,
     )
     fit.attrs |= {
         "random_seed": seed,
@@ -221,6 +259,18 @@ def _check_arguments(
         raise ArgumentError("acceleration", f"must be {known} or None, not {acceleration!r}")
     if threads is not None:
         whole_number("threads", threads, least=1)
+
+
+def _check_assignment(assignment: str, standard_errors: bool | None) -> None:
+    if assignment not in ASSIGNMENTS:
+        known = ", ".join(repr(name) for name in ASSIGNMENTS)
+        raise ArgumentError("assignment", f"must be one of {known}, not {assignment!r}")
+    if assignment == "hard" and standard_errors:
+        raise ArgumentError(
+            "standard_errors",
+            "there are none for hard assignment: its estimates are biased, whatever the number of "
+            "rows; use assignment='soft'",
+        )
 
 
 def seed_of(random_seed: int | None) -> int:
@@ -260,7 +310,7 @@ def _track(items: Iterable[Any], total: int, progressbar: bool | None) -> Iterab
 
 
 def _certified(
-    data: Data, family: Covariance, best: Run, tol: float, go: Any
+    data: Data, family: Covariance, best: Run, tol: float, go: Any, held: Fixed | None
 ) -> tuple[Run, Information]:
     """Compute the information; where the exact distance is not yet below ``tol``, run on."""
     aim = tol
@@ -268,6 +318,8 @@ def _certified(
         information = observed_information(
             data.x, best.parameters, best.moments, family, data.weight
         )
+        if held is not None:
+            information = held.restrict(information, best.parameters, family)
         if best.reason != "converged" or not information.distance > tol:
             break
         aim = 0.1 * aim

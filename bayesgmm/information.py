@@ -121,6 +121,29 @@ def observed_information(
     )
 
 
+def restricted(information: Information, free: Array) -> Information:
+    """Return the information about parameters that move in the ``free`` (p, m) directions only."""
+    matrix = free.T @ information.matrix @ free
+    return Information(
+        matrix,
+        free.T @ information.gradient,
+        information.natural @ free,
+        information.shape,
+        _inverse(matrix, np.diagonal(matrix)),
+    )
+
+
+def free_directions(
+    parameters: Parameters, family: Covariance, is_free: NDArray[np.bool_]
+) -> Array:
+    """Return (p, m): the directions of the covariances that leave those that are not free alone."""
+    logs, turns, _ = _directions(parameters, family)
+    if not is_free.any():
+        return np.zeros((len(logs), 0))
+    moves = (np.abs(logs) + np.abs(turns))[:, ~is_free].sum(axis=(1, 2, 3)) > 0
+    return np.eye(len(logs))[:, ~moves]
+
+
 # Full coordinates: for each component (alpha, delta (d), s (q)), S = sum_p s_p basis_p.
 
 

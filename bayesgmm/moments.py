@@ -28,7 +28,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -229,6 +229,39 @@ def from_responsibilities(
             first[j] += scaled.sum(axis=0)
             second[j] += scaled.T @ z
     return Moments.of_data(float("nan"), count, first, second)
+
+
+def assigned(
+    x: Array,
+    parameters: Parameters,
+    weight: Array = UNWEIGHTED,
+    rng: np.random.Generator | None = None,
+) -> Moments:
+    r"""Return the sums for rows that belong to one component each.
+
+    To the most probable one, with the classification log-likelihood
+    :math:`\sum_n \max_k \log \pi_k N(x_n; \mu_k, \Sigma_k)` (Celeux & Govaert 1992, Comput. Stat.
+    Data Anal. 14, 315-332); or, with ``rng``, to one drawn with the responsibilities, with the
+    log-likelihood (stochastic EM: Celeux & Diebolt 1985).
+    """
+    total = None
+    for begin in range(0, len(x), _ROWS):
+        part = x[begin : begin + _ROWS]
+        w = weight[begin : begin + _ROWS] if len(weight) else np.ones(len(part))
+        row, r = kernel.rows(
+            part, parameters.log_weight, parameters.mean, parameters.whitening, True
+        )
+        if rng is None:
+            label = np.argmax(r, axis=0)
+            row = row + np.log(r[label, np.arange(len(part))])
+        else:
+            label = (rng.random(len(part)) > np.cumsum(r, axis=0)).sum(axis=0)
+            label = np.minimum(label, parameters.k - 1)
+        hard = np.eye(parameters.k)[label]
+        sums = replace(from_responsibilities(part, hard, parameters, w), loglik=float(w @ row))
+        total = sums if total is None else total + sums
+    assert total is not None
+    return total
 
 
 def scatter(moments: Moments, about: Parameters) -> tuple[Array, Array]:

@@ -37,18 +37,21 @@ def result(
     *,
     estimate: str,
     keep_responsibilities: bool,
+    n_fixed: int = 0,
+    keeps_order: bool = False,
 ) -> xr.DataTree:
     """Return the tree of a fit, its components in the order of their first mean."""
     top = runs[best]
     # Components in order of their first mean: a name for labels that mean nothing.
-    order = np.lexsort(top.parameters.mean.T[::-1])
+    by_mean = np.lexsort(top.parameters.mean.T[::-1])
+    order = np.arange(top.parameters.k) if keeps_order else by_mean
     parameters = top.parameters.take(order)
     r = responsibilities(data.x, parameters)
     row = log_density(data.x, parameters) - np.log(data.scale).sum()
     weight = data.weight if len(data.weight) else np.ones(data.n)
     loglik = float(weight @ row)
     natural = data.to_data_units(parameters)
-    p = spec.n_parameters(data.d)
+    p = spec.n_parameters(data.d) - n_fixed
     bic = -2.0 * loglik + p * np.log(data.total_weight)
     with np.errstate(divide="ignore"):
         icl = bic - 2.0 * float(weight @ np.log(r.max(axis=1)))

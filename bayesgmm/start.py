@@ -17,6 +17,7 @@ from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
+GIVEN = ("parameters", "labels")  # the user's own
 METHODS = ("ellipsoids", "ward", "kmeans", "random")
 
 
@@ -30,11 +31,14 @@ class Start:
     parameters : Parameters
     within : Covariance, optional
         A smaller family, in which a short run is made first.
+    seed : int
+        For the draws of stochastic EM.
     """
 
     method: str
     parameters: Parameters
     within: Covariance | None = None
+    seed: int = 0
 
 
 def starts(
@@ -52,8 +56,8 @@ def starts(
     ----------
     start : None, method, array of labels (n,), Parameters, Dataset, DataTree or a list of these
         ``None`` takes hierarchical partitions, also within the families nested in this one, and
-        k-means++ and random centres in turn. Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
-        and methods give ``n_starts`` each.
+        k-means++ and random centres in turn. Labels, parameters and fits (in the units of the data)
+        give one start. In a list, ``None`` and methods give ``n_starts`` each.
 
     Raises
     ------
@@ -71,16 +75,13 @@ def starts(
         if k == 1:
             return [Start("moments", from_labels(data, family, np.zeros(data.n, int), 1))]
         if start is None:
-            chosen = ["ellipsoids", "kmeans", "random", "ward", *family.nested]
-            chosen += islice(cycle(["kmeans", "random"]), max(n_starts - len(chosen), 0))
-            return [
-                _drawn(data, family, k, one, rng)
-                if isinstance(one, str)
-                else replace(
-                    _drawn(data, one, k, "ellipsoids", rng), method=f"within {one}", within=one
-                )
-                for one in chosen[:n_starts]
-            ]
+            own = ["ellipsoids", "kmeans", "random", "ward"]
+            found = [_drawn(data, family, k, method, rng) for method in own[:n_starts]]
+            for nested in family.nested[: n_starts - len(found)]:
+                one = _drawn(data, nested, k, "ellipsoids", rng)
+                found.append(replace(one, method=f"within {nested}", within=nested))
+            others = islice(cycle(["kmeans", "random"]), n_starts - len(found))
+            return [*found, *(_drawn(data, family, k, method, rng) for method in others)]
         # The hierarchical methods draw nothing at random: once is enough.
         times = 1 if start in METHODS[:2] else n_starts
         return [_drawn(data, family, k, start, rng) for _ in range(times)]
