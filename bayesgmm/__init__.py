@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     from bayesgmm.comparison import compare as compare
     from bayesgmm.comparison import format_table as format_table
     from bayesgmm.comparison import to_frame as to_frame
+    from bayesgmm.conditioning import conditional as conditional
+    from bayesgmm.conditioning import marginal as marginal
+    from bayesgmm.conditioning import regress as regress
     from bayesgmm.covariance import Covariance as Covariance
     from bayesgmm.fit import fit_em as fit_em
     from bayesgmm.laplace import fit_laplace as fit_laplace
+    from bayesgmm.lrt import bootstrap_lrt as bootstrap_lrt
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.model import to_pymc as to_pymc
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.page import report as report
     from bayesgmm.plots import plot_compare as plot_compare
     from bayesgmm.plots import plot_density as plot_density
+    from bayesgmm.plots_em import plot_convergence as plot_convergence
+    from bayesgmm.plots_em import plot_select as plot_select
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
@@ -39,7 +45,13 @@ if TYPE_CHECKING:
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
+    from bayesgmm.resampling import bootstrap as bootstrap
+    from bayesgmm.resampling import jackknife as jackknife
+    from bayesgmm.resampling import percentile_intervals as percentile_intervals
+    from bayesgmm.resampling import standard_errors as standard_errors
     from bayesgmm.rows import summary as summary
+    from bayesgmm.selection import Selection as Selection
+    from bayesgmm.selection import select as select
     from bayesgmm.tree import load as load
     from bayesgmm.tree import save as save
 
@@ -51,21 +63,33 @@ _WHERE = {
     "InverseGamma": "prior",
     "LogNormal": "prior",
     "Parameters": "moments",
+    "Selection": "selection",
     "SeparationPrior": "prior",
+    "bootstrap": "resampling",
+    "bootstrap_lrt": "lrt",
     "compare": "comparison",
+    "conditional": "conditioning",
     "fit_em": "fit",
     "fit_laplace": "laplace",
     "format_table": "comparison",
+    "jackknife": "resampling",
     "load": "tree",
+    "marginal": "conditioning",
+    "percentile_intervals": "resampling",
     "plot_compare": "plots",
+    "plot_convergence": "plots_em",
     "plot_density": "plots",
+    "plot_select": "plots_em",
     "predict": "prediction",
     "predict_proba": "prediction",
+    "regress": "conditioning",
     "report": "page",
     "sample_posterior": "bayes",
     "save": "tree",
     "score": "prediction",
+    "select": "selection",
     "simulate": "prediction",
+    "standard_errors": "resampling",
     "summary": "rows",
     "to_frame": "comparison",
     "to_pymc": "model",

@@ -29,8 +29,10 @@ from bayesgmm.moments import Array, Parameters
 from bayesgmm.reasons import Evidence, explain
 from bayesgmm.rows import (
     Row,
+    are_independent,
     check_prob,
     draws_of,
+    error_method,
     has_draws,
     parameter_rows,
     standard_errors,
@@ -85,7 +87,7 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
     estimates, errors, order, margin = _aligned_estimate(mle, post)
     estimate, se = take(estimates, rows), take(errors, rows)
     draws = take(draws_of(post), rows)
-    found = summarise_draws(draws, ci_prob)
+    found = summarise_draws(draws, ci_prob, are_independent(post))
     lower, upper = wald_interval(estimate, se, ci_prob)
     with np.errstate(all="ignore"):
         table = {
@@ -191,6 +193,7 @@ def facts(comparison: xr.Dataset) -> dict[str, str]:
             f"elpd {a['elpd_loo']:.2f}, standard error {a['elpd_loo_se']:.2f} (larger is better); "
             f"p_loo {a['p_loo']:.1f}; {a['pareto_k_note']}"
         )
+    found[f"standard errors of the {a['mle_name']}"] = a["se_method"]
     return found | {"prior": a["prior_note"]}
 
 
@@ -325,8 +328,7 @@ def _evidence(
         prior = stats["log_prior"].transpose("chain", "draw").to_numpy().ravel()
     gap = float(stats["loglik"].max()) - mle["sample_stats"]["loglik"].item()
     margin = post["labels"]["margin"].to_numpy() if "labels" in post.children else np.ones(1)
-    has_errors = "standard_error" in mle.children
-    note = mle["standard_error"].attrs.get("note", "") if has_errors else "none was computed"
+    note = error_method(mle)[1]
     weight = draws_of(post)["weight"].mean(axis=(0, 1))
     total = float(post["constant_data"]["sample_weight"].to_numpy().sum())
     d = len(names_of(post))
@@ -339,7 +341,7 @@ def _evidence(
             log_prior=prior,
             loglik_gap=np.nan if is_map else gap,
             ambiguous=float(np.mean(margin < labels.AMBIGUOUS)),
-            note=str(note),
+            note=note,
             count=total * (1.0 if row.cluster < 0 else float(weight[row.cluster])),
             size=d + spec.covariance.n_parameters(spec.n_components, d) // own,
             **{name: float(table[name][i]) for name in _MEASURED},
@@ -356,6 +358,7 @@ def _attributes(mle: xr.DataTree, post: xr.DataTree) -> dict[str, Any]:
     found |= {name: _scalar(post, name) for name in LOO}
     found |= {
         "criteria_sign": "smaller is better",
+        "se_method": error_method(mle)[0],
         "loglik_mean": float(loglik.mean()),
         "loglik_sd": float(loglik.std()),
         "loglik_max": float(loglik.max()),
@@ -398,7 +401,9 @@ def _prior_note(mle: xr.DataTree, post: xr.DataTree) -> str:
     own, other = spec_of(mle).prior, spec_of(post).prior
     numbers = _prior_numbers(post)
     if mle.attrs["estimate"] == "mle":
-        return f"{_name(mle)}: no prior; {_name(post)}: {other!r}{numbers}"
+        # Of a bootstrap of maximum likelihood, too, the specification's prior is not used.
+        theirs = "no prior" if post.attrs.get("of") == "mle" else f"{other!r}{numbers}"
+        return f"{_name(mle)}: no prior; {_name(post)}: {theirs}"
     if own == other:
         return f"both: {other!r}{numbers}"
     return f"different priors: {_name(mle)}: {own!r}; {_name(post)}: {other!r}{numbers}"
@@ -427,10 +432,11 @@ def _describe_data(fit: xr.DataTree) -> dict[str, Any]:
         "n": len(x),
         "total_weight": float(fit["constant_data"]["sample_weight"].to_numpy().sum()),
         "names": list(names_of(fit)),
-        "mean": x.mean(axis=0).tolist(),
-        "sd": x.std(axis=0, ddof=1).tolist(),
-        "min": x.min(axis=0).tolist(),
-        "max": x.max(axis=0).tolist(),
+        # Of what is observed, where values are missing.
+        "mean": np.nanmean(x, axis=0).tolist(),
+        "sd": np.nanstd(x, axis=0, ddof=1).tolist(),
+        "min": np.nanmin(x, axis=0).tolist(),
+        "max": np.nanmax(x, axis=0).tolist(),
     }
 
 

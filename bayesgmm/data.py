@@ -10,29 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bayesgmm.anchoring import center_of, location_and_spread, moments_of, scale_of, total_of
+from bayesgmm.cells import Missing
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.errors import ArgumentError, TooFewRowsError
+from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
+from bayesgmm.partial_labels import read_labels, refuse_impossible
 from bayesgmm.preflight import (
     check_dependence,
-    check_units,
     observation_weights,
     refuse_constant,
     refuse_extreme_spread,
     refuse_far_rows,
     refuse_few_rows,
     refuse_large_numbers,
+    refuse_unobserved,
     warn_if_underdetermined,
+    warn_of_dropped_rows,
+    warn_of_empty_rows,
     warn_of_lost_digits,
     warn_of_tied_rows,
+    warn_of_unseen_pairs,
 )
 from bayesgmm.table import Table, align, tabulate
 
@@ -44,9 +52,9 @@ class Data:
     Attributes
     ----------
     x : (n, d) array
-        ``(values - center) / scale``, C-contiguous: anchored units.
+        ``(values - center) / scale``, C-contiguous: anchored units. NaN where missing.
     values : (n, d) array
-        What was given, in data units.
+        What was given, in data units. NaN where missing.
     weight : (n,) array
         Frequencies of the observations, or shape (0,) when all are one.
     names : tuple of str
@@ -59,9 +67,12 @@ class Data:
     mean : (d,) array
         Weighted column means, anchored units.
     covariance : (d, d) array
-        Weighted covariance with divisor total weight - 1, anchored units.
+        Weighted covariance with divisor total weight - 1, anchored units. Where values are missing,
+        mean and covariance are those of one normal distribution by maximum likelihood.
     fingerprint : str
-        ``"sha256:..."`` of values, names and weights.
+        ``"sha256:..."`` of values, names and weights, and of what is known of the components.
+    probability : (n, k) array
+        What is known of each row's component (`partial_labels`); shape (0, 0) if nothing is.
     """
 
     x: Array
@@ -74,6 +85,7 @@ class Data:
     mean: Array
     covariance: Array
     fingerprint: str
+    probability: Array = field(default_factory=lambda: NO_LABELS)
 
     @property
     def n(self) -> int:
@@ -90,10 +102,36 @@ class Data:
         """Sum of the weights: the number of observations that they stand for."""
         return float(self.weight.sum()) if self.weight.size else float(self.n)
 
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The rows, by what is observed and known of them: one group if all are complete."""
+        return split(self.x, self.weight, self.probability)
+
+    @cached_property
+    def is_complete(self) -> bool:
+        """Whether no value is missing."""
+        return not np.isnan(self.x).any()
+
+    @cached_property
+    def filled(self) -> Array:
+        """The (n, d) anchored values, the missing ones replaced by what one normal expects."""
+        return (
+            self.x if self.is_complete else filled(self.groups, self.mean, self.covariance, self.x)
+        )
+
+    @property
+    def row_log_jacobian(self) -> Array | float:
+        """What turns anchored log-densities of the rows into ones in data units, by addition."""
+        log_scale = np.log(self.scale)
+        return -float(log_scale.sum()) if self.is_complete else -(~np.isnan(self.x) @ log_scale)
+
     @property
     def log_jacobian(self) -> float:
         """What turns an anchored log-likelihood into one in data units, by addition."""
-        return -self.total_weight * float(np.log(self.scale).sum())
+        each = self.row_log_jacobian
+        if isinstance(each, float):
+            return self.total_weight * each
+        return float(self.weight @ each if self.weight.size else each.sum())
 
     def to_anchored(self, parameters: Parameters) -> Parameters:
         """Return parameters given in data units in anchored units."""
@@ -110,8 +148,13 @@ class Data:
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""
         weight = self.weight[index] if self.weight.size else self.weight
-        x, values = self.x[index], self.values[index]
-        return replace(self, x=x, values=values, weight=weight, index=self.index[index])
+        known = self.probability[index] if len(self.probability) else self.probability
+        x, values, labels = self.x[index], self.values[index], self.index[index]
+        return replace(self, x=x, values=values, weight=weight, index=labels, probability=known)
+
+    def with_weight(self, weight: Array) -> Data:
+        """Return the same rows with other weights (n,), in the same units: nothing else moves."""
+        return replace(self, weight=np.ascontiguousarray(weight, dtype=np.float64))
 
     def original(self) -> Array:
         """Return a copy of the (n, d) values in data units, as they were given."""
@@ -125,6 +168,8 @@ def read(
     family: Covariance | None = None,
     n_components: int = 1,
     columns: Sequence[str] | None = None,
+    missing: Missing = "error",
+    labels: Any = None,
 ) -> Data:
     """Check, anchor and scale a table of observations.
 
@@ -142,6 +187,11 @@ def read(
         How many distinct rows are needed at least.
     columns : sequence of str, optional
         The columns to use, in this order. Default: all.
+    missing : {"error", "drop", "marginalise"}
+        Missing values are refused, their rows left out, or kept as NaN. Then every check is of what
+        is observed; a row without any observed value or known component gets weight 0.
+    labels : (n,) or (n, k), optional
+        What is known of the rows' components; see `partial_labels.read_labels`.
 
     Returns
     -------
@@ -152,23 +202,38 @@ def read(
     DataError
         The subclass says what is wrong, the message where and what to do.
     ArgumentError
-        If the family is for one dimension and the table has more.
+        If the family is for one dimension and the table has more, or labels are wrong.
 
     Warns
     -----
     DataWarning
-        With code precision-loss, near-collinear, underdetermined, tied-rows or unequal-scales.
+        With code precision-loss, near-collinear, underdetermined, tied-rows, unequal-scales,
+        dropped-rows, empty-rows or never-together.
     """
-    table = tabulate(X, columns)
+    table = tabulate(X, columns, missing=missing)
     names, index = table.names, table.index
     n, d = table.values.shape
     if family is not None and family.is_one_dimensional and d > 1:
         raise ArgumentError(
             "covariance", f"{family} is for one column, X has {d}; use EII, VII or another family"
         )
-    if n < 2:
-        raise TooFewRowsError("X has a single row; a mixture needs at least two distinct rows")
-    weight = observation_weights(sample_weight, index)
+    every = index if table.whole is None else table.whole
+    weight = observation_weights(sample_weight, every)
+    probability = read_labels(labels, n_components, every)
+    if table.kept is not None:
+        weight, probability = _of_kept_rows(table.kept, weight, probability)
+        warn_of_dropped_rows(len(every), table.kept)
+    if n < 2 or (weight.size and np.count_nonzero(weight) < 2):
+        rest = "" if table.kept is None else " without missing values"
+        raise TooFewRowsError(
+            f"X has a single row{rest}; a mixture needs at least two distinct rows"
+        )
+    observed = ~np.isnan(table.values)
+    is_complete = bool(observed.all())
+    if not is_complete:
+        refuse_unobserved(observed, weight if weight.size else None, table)
+        weight = _without_empty_rows(observed, weight, probability, index)
+    refuse_impossible(probability, weight)
     # Rows of weight 0 count as absent from here on, but stay in x.
     present: Any = np.flatnonzero(weight) if (weight == 0).any() else slice(None)
     frequency = weight[present] if weight.size else None
@@ -181,27 +246,35 @@ def read(
     refuse_constant(rows, table, is_weighted=bool(weight.size))
     refuse_few_rows(rows, n_components)
     refuse_large_numbers(x, names)
-    median = _median(rows, frequency)
-    spread = _spread(rows, median, frequency)
+    median, spread = location_and_spread(rows, frequency)
     refuse_extreme_spread(spread, names)
-    center, shift = _center(median, table)
-    scale = _scale(spread, names, family)
+    center, shift = center_of(median, table)
+    scale = scale_of(spread, names, family)
     x -= shift
     x /= scale
     refuse_far_rows(x, index)
     rows = np.asfortranarray(x[present])
-    mean = _average(rows, frequency)
-    deviation = _weighted_deviation(rows, mean, frequency)
-    covariance = deviation.T @ deviation
-    covariance = 0.5 * (covariance + covariance.T)
     warn_of_lost_digits(table, center, spread)
+    # What columns and rows have in common is looked for in complete rows.
+    complete, among = (rows, frequency) if is_complete else _complete_rows(rows, frequency)
+    enough = is_complete or len(complete) > 2 * d
+    if enough:
+        mean, covariance, deviation = moments_of(complete, among)
     if family is not None:
-        if not family.is_diagonal and len(rows) > d:
+        if not family.is_diagonal and enough and len(complete) > d and np.diag(covariance).all():
             rounding = float((table.epsilon * np.maximum(np.abs(center) / spread, 1.0)).max())
             location = center + scale * mean
-            check_dependence(deviation, covariance, location, scale, names, rounding)
-        warn_if_underdetermined(_total(rows, frequency), d, family, n_components)
+            note = "" if is_complete else f" in its {len(complete)} complete rows"
+            check_dependence(deviation, covariance, location, scale, names, rounding, note)
+        if not (family.is_diagonal or is_complete):
+            warn_of_unseen_pairs(observed[present], names)
+        warn_if_underdetermined(total_of(rows, frequency), d, family, n_components)
     warn_of_tied_rows(rows, frequency, center, scale)
+    if not is_complete:
+        total = total_of(rows, frequency)
+        of_rows = split(np.ascontiguousarray(rows), weight[present] if weight.size else weight)
+        mean, covariance = normal(of_rows, (median - shift) / scale, spread / scale)
+        covariance *= total / (total - 1.0)
     return Data(
         x=np.ascontiguousarray(x),
         values=table.values,
@@ -212,7 +285,8 @@ def read(
         scale=scale,
         mean=mean,
         covariance=covariance,
-        fingerprint=_fingerprint(table, weight),
+        fingerprint=_fingerprint(table, weight, probability),
+        probability=probability,
     )
 
 
@@ -222,6 +296,8 @@ def read_for(
     *,
     sample_weight: Any = None,
     columns: Sequence[str] | None = None,
+    missing: Missing = "error",
+    labels: Any = None,
 ) -> Data:
     """Read a table for a specification: `read` with its family and number of components."""
     return read(
@@ -230,10 +306,14 @@ def read_for(
         family=spec.covariance,
         n_components=spec.n_components,
         columns=columns,
+        missing=missing,
+        labels=labels,
     )
 
 
-def read_like(X: Any, names: Sequence[str]) -> tuple[Array, pd.Index[Any]]:
+def read_like(
+    X: Any, names: Sequence[str], *, missing: Missing = "error"
+) -> tuple[Array, pd.Index[Any]]:
     """Read new data for a mixture that was fitted to columns `names`.
 
     Parameters
@@ -242,6 +322,8 @@ def read_like(X: Any, names: Sequence[str]) -> tuple[Array, pd.Index[Any]]:
         As in `read`; one row or a constant column is fine. Columns are matched by name if X has
         names, else taken in the order of `names`.
     names : sequence of str
+    missing : {"error", "drop", "marginalise"}
+        As in `read`.
 
     Returns
     -------
@@ -257,86 +339,57 @@ def read_like(X: Any, names: Sequence[str]) -> tuple[Array, pd.Index[Any]]:
     DataError
         If cells are not finite numbers.
     """
-    table = align(X, names)
+    table = align(X, names, missing=missing)
     return table.values, table.index
 
 
-# Location, spread and units
+# Which rows count
 
 
-def _total(rows: Array, frequency: Array | None) -> float:
-    return float(len(rows)) if frequency is None else float(frequency.sum())
+def _of_kept_rows(kept: NDArray[np.intp], weight: Array, probability: Array) -> tuple[Array, Array]:
+    """Return weights and probabilities of some rows, in the form that says nothing if they do."""
+    if weight.size:
+        weight = weight[kept]
+        weight = np.empty(0) if (weight == 1).all() else weight
+        if weight.size and not weight.sum() > 1:
+            raise TooFewRowsError(
+                f"X has rows of total weight {weight.sum():g} without missing values; a mixture "
+                "needs at least two rows; missing='marginalise' uses incomplete rows"
+            )
+    if len(probability):
+        probability = probability[kept]
+        is_known = (probability != probability[:, :1]).any()
+        probability = probability if is_known else NO_LABELS
+    return weight, probability
 
 
-def _average(rows: Array, frequency: Array | None) -> Array:
-    if frequency is None:
-        return rows.mean(axis=0)
-    share = frequency / frequency.sum()
-    return np.asarray((rows * share[:, None]).sum(axis=0))
+def _without_empty_rows(
+    observed: NDArray[np.bool_], weight: Array, probability: Array, index: pd.Index[Any]
+) -> Array:
+    """Return the weights, 0 for rows of which nothing is known."""
+    is_empty = ~observed.any(axis=1)
+    if weight.size:
+        is_empty &= weight > 0
+    if len(probability):
+        is_empty &= (probability == probability[:, :1]).all(axis=1)
+    if not is_empty.any():
+        return weight
+    warn_of_empty_rows(is_empty, index)
+    return np.where(is_empty, 0.0, weight if weight.size else 1.0)
 
 
-def _median(rows: Array, frequency: Array | None) -> Array:
-    """Return the weighted median: to the bit the same in any order, or for a row twice.
-
-    Unlike the mean it leaves the digits of the other rows alone when one is far out.
-    """
-    if frequency is None:
-        return np.median(rows, axis=0)
-    middle = np.empty(rows.shape[1])
-    for j, column in enumerate(rows.T):
-        order = np.argsort(column)
-        below = np.cumsum(frequency[order])
-        i = min(int(np.searchsorted(below, 0.5 * below[-1])), len(order) - 1)
-        is_tie = below[i] == 0.5 * below[-1]
-        middle[j] = 0.5 * (column[order[i]] + column[order[i + 1]]) if is_tie else column[order[i]]
-    return middle
+def _complete_rows(rows: Array, frequency: Array | None) -> tuple[Array, Array | None]:
+    whole = ~np.isnan(rows).any(axis=1)
+    return np.asfortranarray(rows[whole]), None if frequency is None else frequency[whole]
 
 
-def _spread(rows: Array, median: Array, frequency: Array | None) -> Array:
-    """Return the standard deviations, whatever the unit."""
-    deviation = rows - median
-    largest = np.maximum(-deviation.min(axis=0), deviation.max(axis=0))
-    deviation /= largest  # so that no square overflows or vanishes
-    deviation -= _average(deviation, frequency)
-    total = _total(rows, frequency)
-    variance = _average(np.square(deviation, out=deviation), frequency) * (total / (total - 1.0))
-    return np.asarray(largest * np.sqrt(variance))
-
-
-def _center(median: Array, table: Table) -> tuple[Array, Array]:
-    """Return the center in data units, and what to subtract from the columns as they are held.
-
-    Columns of integers beyond 2**53 are held as differences from their smallest value.
-    """
-    center, shift = median.copy(), median.copy()
-    for j, (smallest, _) in table.integers.items():
-        center[j] = float(smallest + round(median[j]))
-        shift[j] = float(int(center[j]) - smallest)
-    return center, shift
-
-
-def _scale(spread: Array, names: Sequence[str], family: Covariance | None) -> Array:
-    """Return powers of two near the spreads; one for all if the family depends on units."""
-    if family is not None and not family.is_axis_equivariant:
-        check_units(spread, names, family)
-        largest = spread.max()
-        spread = np.full_like(spread, largest * np.sqrt(np.mean((spread / largest) ** 2)))
-    power: Array = np.ldexp(1.0, np.rint(np.log2(spread)).astype(int))
-    return power
-
-
-def _weighted_deviation(rows: Array, mean: Array, frequency: Array | None) -> Array:
-    """Return deviations from the mean whose sums of squares are the variances."""
-    divisor = _total(rows, frequency) - 1.0
-    deviation = rows - mean
-    deviation *= np.sqrt((1.0 if frequency is None else frequency[:, None]) / divisor)
-    return deviation
-
-
-def _fingerprint(table: Table, weight: Array) -> str:
+def _fingerprint(table: Table, weight: Array, probability: Array) -> str:
     digest = hashlib.sha256(json.dumps([table.values.shape, table.names]).encode())
-    digest.update(np.ascontiguousarray(table.values + 0.0, dtype="<f8").data)  # -0.0 is 0.0
+    values = np.where(np.isnan(table.values), np.nan, table.values)  # there are many NaNs
+    digest.update(np.ascontiguousarray(values + 0.0, dtype="<f8").data)  # -0.0 is 0.0
     for _, difference in table.integers.values():
         digest.update(difference.astype("<f8").data)
     digest.update(weight.astype("<f8").data)
+    if len(probability):
+        digest.update(b"labels" + probability.astype("<f8").tobytes())
     return f"sha256:{digest.hexdigest()}"

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from bayesgmm import groups
 from bayesgmm.acceleration import BEGIN, Path, bend, extrapolate, length_of
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
@@ -141,17 +142,16 @@ def run(
     is_drawing = assignment == "stochastic" and isinstance(start, Start)
     rng = np.random.default_rng(start.seed if isinstance(start, Start) else None)
 
+    def sums(x: Array, about: Parameters, weight: Array) -> Moments:
+        if assignment == "hard" or is_drawing:
+            return assigned(x, about, weight, rng if is_drawing else None)
+        return accumulate(x, about, weight, diagonal=family.is_diagonal, threads=threads)
+
     def table(parameters: Parameters) -> Moments:
         nonlocal n_passes
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
-        if assignment == "hard" or is_drawing:
-            by_chance = rng if is_drawing else None
-            moments = assigned(data.x, parameters, data.weight, by_chance)
-        else:
-            moments = accumulate(
-                data.x, parameters, data.weight, diagonal=family.is_diagonal, threads=threads
-            )
+        moments = groups.table(data.groups, parameters, sums, diagonal=family.is_diagonal)
         n_passes += 1
         return moments + pseudo_moments(prior, parameters) if prior else moments
 
@@ -248,7 +248,7 @@ def _has_tiny(moments: Moments, family: Covariance) -> bool:
     sense that matters: the likelihood has no bound near it (Day 1969, Biometrika 56, 463-474).
     Counts are sums of shares, a little less or more than a number of points: hence the halves.
     """
-    if "V" not in (family.volume, family.shape):
+    if "V" not in (family.volume, family.shape) or len(moments.mean_count) == 1:
         return False  # one spectrum for all: none can be singular by itself
     d = moments.first.shape[1]
     return bool(moments.mean_count.min() < _least_count(family, d))

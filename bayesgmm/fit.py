@@ -5,43 +5,46 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from numbers import Real
-from threading import Event
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from bayesgmm.arguments import whole_number
+from bayesgmm.cells import Missing
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
 from bayesgmm.em import (
     ACCELERATIONS,
     ASSIGNMENTS,
-    UNUSABLE,
     Acceleration,
     Assignment,
     Run,
-    run,
-    unknown,
 )
 from bayesgmm.em_verdict import em_verdict
-from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, collected, to_json
+from bayesgmm.errors import (
+    ArgumentError,
+    FitWarning,
+    NotYetSupportedError,
+    NumericalError,
+    collected,
+    to_json,
+)
 from bayesgmm.fixed import Fixed, read_fixed
+from bayesgmm.groups import MOST_KINDS
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.multistart import improve, is_interrupted, search, workers
+from bayesgmm.multistart import is_interrupted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
 from bayesgmm.result import result
-from bayesgmm.start import GIVEN, Start, starts
+from bayesgmm.search import Runner, Settings, find, keeps_order
+from bayesgmm.uncertainty import Kind, checked_kind, uncertainty
 
-BRIEF = 20  # steps of a short run
-SAMPLE = 20_000  # rows that short runs are over
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
 
 
@@ -53,15 +56,17 @@ def fit_em(
     sample_weight: Any = None,
     start: Any = None,
     n_starts: int = 40,
-    n_finish: int = 8,
+    n_finish: int = 12,
     max_iter: int = 10_000,
     tol: float = 1e-4,
     acceleration: Acceleration | None = "quasi-newton",
     assignment: Assignment = "soft",
     fixed: Mapping[str, Any] | None = None,
-    standard_errors: bool | None = None,
+    standard_errors: bool | Kind | None = None,
     keep_responsibilities: bool = False,
     columns: Any = None,
+    missing: Missing = "error",
+    labels: Any = None,
     threads: int | None = None,
     random_seed: int | None = None,
     progressbar: bool | None = None,
@@ -103,12 +108,23 @@ def fit_em(
     acceleration : {"quasi-newton"} or None
         How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
         a start may, rarely, lead to another optimum than plain EM's.
-    standard_errors : bool, optional
-        From the observed information. Default: unless there are more than 2000 parameters.
+    standard_errors : bool, "observed", "sandwich" or "opg", optional
+        From the observed information (also for True), robust against a wrong model, or from outer
+        products of gradients: `bayesgmm.uncertainty`. Default: "observed", unless there are more
+        than 2000 parameters.
     keep_responsibilities : bool
         Store the (n, k) responsibilities.
     columns : sequence of str, optional
         Columns of ``X`` to use, in this order.
+    missing : {"error", "drop", "marginalise"}
+        Missing values (NaN, NA) are refused; their rows are left out, with a warning; or they are
+        integrated over, exactly, so that what is maximised is the likelihood of what is observed
+        (right where values are missing at random: Rubin 1976, Biometrika 63, 581-592). A row
+        without any observed value has weight 0 then.
+    labels : (n,) or (n, k), optional
+        What is known of the rows' components: integers 0 to k - 1, with -1, None or NaN where
+        unknown; or probabilities, in rows that sum to one. They multiply the weights and count up
+        to a factor: 0 is impossible, all the same is unknown. Components keep this order.
     threads : int, optional
         At most this many; the result does not depend on it.
     random_seed : int, optional
@@ -137,69 +153,33 @@ def fit_em(
     began = time.perf_counter()
     _check_arguments(spec, estimate, n_starts, n_finish, max_iter, tol, acceleration, threads)
     _check_assignment(assignment, standard_errors)
+    kind: Kind = "observed"
+    if standard_errors is not None and not isinstance(standard_errors, bool):
+        kind = checked_kind("standard_errors", standard_errors, estimate)
     with collected() as notes:
-        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
+        data = read_for(
+            spec, X, sample_weight=sample_weight, columns=columns, missing=missing, labels=labels
+        )
+    _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
-    held = None
-    if fixed is not None:
-        held = read_fixed(fixed, family, k, data.d).anchored(data)
-    keeps_order = held is not None and held.names_components
+    held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
     seed = seed_of(random_seed)
-    rng = np.random.default_rng(seed)
-    sample = data if data.n <= SAMPLE else data.rows(np.sort(rng.choice(data.n, SAMPLE, False)))
-    begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng)
-    if assignment == "stochastic":  # no run says early what it promises
-        n_finish = len(begins)
-    if len(begins) <= n_finish and sample is not data:
-        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng)
-    seeds = rng.integers(2**63, size=len(begins))
-    begins = [replace(b, seed=int(s)) for b, s in zip(begins, seeds, strict=True)]
-    if held is not None and keeps_order:
-        unit = np.sqrt(np.diagonal(data.covariance))
-        begins = [
-            b if b.method in GIVEN else replace(b, parameters=held.matched(b.parameters, unit))
-            for b in begins
-        ]
-    common: dict[str, Any] = {"prior": prior, "threads": threads}
-    common |= {"assignment": assignment, "fixed": held}
-
-    def go(start: Start | Run, stop: Event | None = None, **settings: Any) -> Run:
-        settings = {"max_iter": max_iter, "tol": tol, "acceleration": acceleration} | settings
-        settings |= common | {"stop": stop}
-        found = run(data, family, start, **settings)
-        if settings["acceleration"] and found.reason in UNUSABLE:
-            # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
-            plain = run(data, family, start, **settings | {"acceleration": None})
-            found = replace(plain, n_passes=found.n_passes + plain.n_passes)
-        return found
-
-    def brief(start: Start, stop: Event | None = None) -> Run:
-        steps = min(max_iter, BRIEF)
-        settings = common | {"max_iter": steps, "tol": tol, "acceleration": None, "stop": stop}
-        if start.within is not None and held is None:
-            first = run(sample, start.within, start, **settings)
-            start = replace(start, parameters=first.parameters)
-        found = run(sample, family, start, **settings)
-        is_over = sample is data or found.reason == "interrupted" or not found.is_usable
-        return found if is_over else replace(found, reason="max_iter")
-
-    def on(found: Run, stop: Event | None = None, **settings: Any) -> Run:
-        is_whole = sample is data
-        return go(found if is_whole else Start(found.method, found.parameters), stop, **settings)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
         return _track(items, total, progressbar)
 
-    n_workers = workers(data.n, data.d, k, len(begins), threads)
-    runs, twins = search(go, brief, on, begins, n_finish, n_workers, track)
-    if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
-        runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
-    if len(begins) > n_finish and not keeps_order and not is_interrupted(runs):
-        top = max((r for r in runs if r.is_usable), key=lambda r: r.objective, default=None)
-        more = improve(brief, on, top, family, n_workers, track) if top else []
-        twins += range(len(runs), len(runs) + len(more))
-        runs += more
+    runs, twins, runner = find(
+        data,
+        family,
+        k,
+        Settings(prior, held, max_iter, float(tol), acceleration, assignment, threads),
+        start=start,
+        n_starts=n_starts,
+        n_finish=n_finish,
+        rng=np.random.default_rng(seed),
+        track=track,
+    )
     usable = [i for i, r in enumerate(runs) if r.is_usable]
     if not usable:  # better than nothing, and the verdict says what it is
         usable = [i for i, r in enumerate(runs) if r.reason == "spurious"]
@@ -210,9 +190,13 @@ def fit_em(
     finished = [i for i in usable if runs[i].reason != "interrupted"]
     best = max(finished or usable, key=lambda i: runs[i].objective)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
-    information = None
+    information = errors = None
     if wanted if standard_errors is None else standard_errors:
-        runs[best], information = _certified(data, family, runs[best], tol, go, held)
+        runs[best], information = _certified(data, family, runs[best], tol, runner, held)
+        top = runs[best]
+        errors = uncertainty(
+            kind, information, data, top.parameters, top.moments, family, prior=prior, held=held
+        )
     verdict = em_verdict(**_facts(data, family, runs, best, twins, information, tol))
     fit = result(
         spec,
@@ -220,13 +204,17 @@ def fit_em(
         runs,
         best,
         information,
+        errors,
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
         n_fixed=held.count(k, data.d, family) if held else 0,
-        keeps_order=keeps_order,
+        keeps_order=keeps_order(data, held),
     )
     fit.attrs |= {
         "random_seed": seed,
+        "missing": missing,
+        "assignment": assignment,
+        "fixed": held.to_json(data) if held else "",
         "verdict": verdict.to_json(),
         "warnings": to_json(notes),
         "timings": json.dumps({"em": time.perf_counter() - began}),
@@ -261,7 +249,7 @@ def _check_arguments(
         whole_number("threads", threads, least=1)
 
 
-def _check_assignment(assignment: str, standard_errors: bool | None) -> None:
+def _check_assignment(assignment: str, standard_errors: bool | str | None) -> None:
     if assignment not in ASSIGNMENTS:
         known = ", ".join(repr(name) for name in ASSIGNMENTS)
         raise ArgumentError("assignment", f"must be one of {known}, not {assignment!r}")
@@ -270,6 +258,15 @@ def _check_assignment(assignment: str, standard_errors: bool | None) -> None:
             "standard_errors",
             "there are none for hard assignment: its estimates are biased, whatever the number of "
             "rows; use assignment='soft'",
+        )
+
+
+def _check_labels(data: Data, assignment: str) -> None:
+    if assignment != "soft" and any(group.plausibility.ndim == 2 for group in data.groups):
+        raise NotYetSupportedError(
+            "labels",
+            f"have more than {MOST_KINDS} different rows of probabilities, which needs "
+            "assignment='soft'",
         )
 
 
@@ -310,20 +307,20 @@ def _track(items: Iterable[Any], total: int, progressbar: bool | None) -> Iterab
 
 
 def _certified(
-    data: Data, family: Covariance, best: Run, tol: float, go: Any, held: Fixed | None
+    data: Data, family: Covariance, best: Run, tol: float, runner: Runner, held: Fixed | None
 ) -> tuple[Run, Information]:
     """Compute the information; where the exact distance is not yet below ``tol``, run on."""
     aim = tol
     for _ in range(8):
         information = observed_information(
-            data.x, best.parameters, best.moments, family, data.weight
+            data.x, best.parameters, best.moments, family, data.weight, data.probability
         )
         if held is not None:
             information = held.restrict(information, best.parameters, family)
         if best.reason != "converged" or not information.distance > tol:
             break
         aim = 0.1 * aim
-        more = go(best, tol=aim)
+        more = runner.go(best, tol=aim)
         if not more.is_usable:  # on from a saddle into a singularity
             break
         best = more

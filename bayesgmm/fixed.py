@@ -11,6 +11,7 @@ that the likelihood never falls (Meng & Rubin 1993, Biometrika 80, 267-278).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag, null_space
 from scipy.optimize import linear_sum_assignment
 
+from bayesgmm.coordinates import free_directions
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
-from bayesgmm.information import Information, free_directions, restricted
+from bayesgmm.information import Information, restricted
 from bayesgmm.moments import Array, Moments, Parameters
 
 Mask = NDArray[np.bool_]
@@ -72,6 +74,14 @@ class Fixed:
         """Return the same in the units in which data are fitted."""
         mean = (self.mean - data.center) / data.scale
         return Fixed(self.weight, mean, self.covariance / np.outer(data.scale, data.scale))
+
+    def to_json(self, data: Data) -> str:
+        """Return what is fixed, in the units of the data; null where free."""
+        mean = self.mean * data.scale + data.center
+        covariance = self.covariance * np.outer(data.scale, data.scale)
+        values = {"weight": self.weight, "mean": mean, "covariance": covariance}
+        # JSON knows no NaN.
+        return json.dumps({name: _with_null(v.tolist()) for name, v in values.items()})
 
     def weights(self, free: Array) -> Array:
         """Return weights with the fixed ones in place, the others in proportion to ``free``."""
@@ -180,6 +190,12 @@ def read_fixed(given: Any, family: Covariance, k: int, d: int) -> Fixed:
     _check_weights(values["weight"])
     _check_covariances(fixed, family)
     return fixed
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_null(v) for v in value]
+    return value if np.isfinite(value) else None
 
 
 def _check_weights(weight: Array) -> None:

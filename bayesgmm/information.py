@@ -20,16 +20,17 @@ Louis (1982), J. R. Statist. Soc. B 44, 226-233.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from bayesgmm.covariance import Covariance, shared_axes
-from bayesgmm.moments import UNWEIGHTED, Array, Moments, Parameters, responsibilities
+from bayesgmm.coordinates import Index, chart_about, positions, slots
+from bayesgmm.covariance import Covariance
+from bayesgmm.groups import NO_LABELS, Group, View, split, views
+from bayesgmm.moments import UNWEIGHTED, Array, Moments, Parameters
 
-Index = NDArray[np.intp]
 _ROWS = 4096  # rows per block of the missing information
 # Below this, relative to the complete-data information, an eigenvalue is rounding, not curvature.
 _FLAT = 1e-9
@@ -75,13 +76,27 @@ class Information:
 
     def standard_errors(self) -> Parameters:
         """Return standard errors of weights, means and covariances, shaped as these; else NaN."""
-        k, d = self.shape
-        if self.covariance is None:
-            se = np.full(k + k * d + k * d * d, np.nan)
-        else:
-            variance = np.einsum("ip,pq,iq->i", self.natural, self.covariance, self.natural)
-            se = np.sqrt(np.maximum(variance, 0.0))
-        return Parameters(se[:k], se[k : k + k * d].reshape(k, d), se[k + k * d :].reshape(k, d, d))
+        return natural_errors(self.natural, self.covariance, self.shape)
+
+
+def natural_errors(natural: Array, covariance: Array | None, shape: tuple[int, int]) -> Parameters:
+    """Return standard errors of weights, means and covariances, NaN where there is no covariance.
+
+    Parameters
+    ----------
+    natural : (k + k d + k d d, p) array
+        Their derivative by coordinates.
+    covariance : (p, p) array or None
+        Of the coordinates.
+    shape : (k, d)
+    """
+    k, d = shape
+    if covariance is None:
+        se = np.full(len(natural), np.nan)
+    else:
+        variance = np.einsum("ip,pq,iq->i", natural, covariance, natural)
+        se = np.sqrt(np.where(variance < 0.0, 0.0, variance))  # rounding; NaN stays
+    return Parameters(se[:k], se[k : k + k * d].reshape(k, d), se[k + k * d :].reshape(k, d, d))
 
 
 def observed_information(
@@ -90,12 +105,14 @@ def observed_information(
     moments: Moments,
     family: Covariance,
     weight: Array = UNWEIGHTED,
+    probability: Array = NO_LABELS,
 ) -> Information:
     """Return the observed information at ``parameters``, exact for every family.
 
     Parameters
     ----------
     x : (n, d) array
+        NaN where missing.
     parameters : Parameters
         In the units of ``x``.
     moments : Moments
@@ -103,21 +120,74 @@ def observed_information(
     family : Covariance
     weight : (n,) array, optional
         Observation weights, as frequencies.
+    probability : (n, k) array, optional
+        What is known of the rows' components.
     """
     k, d = parameters.k, parameters.d
-    basis = _symmetric_basis(d, diagonal=family.is_diagonal)
-    full = _complete(parameters, moments, basis) - _missing(x, parameters, basis, weight)
+    around = chart_about(parameters, family)
+    basis, tangent = around.basis, around.tangent
+    missing = _missing(x, parameters, basis, weight, probability)
+    full = _complete(parameters, moments, basis) - missing
     slope = _gradient(parameters, moments, basis)
-    tangent, curvature = _chart(parameters, family, moments, basis)
-    matrix = tangent.T @ full @ tangent - curvature
+    matrix = tangent.T @ full @ tangent - around.curvature(moments)
     matrix = 0.5 * (matrix + matrix.T)
     complete = np.diagonal(tangent.T @ _complete(parameters, moments, basis) @ tangent)
     return Information(
         matrix,
         tangent.T @ slope,
-        _natural(parameters, basis) @ tangent,
+        around.natural,
         (k, d),
-        _inverse(matrix, complete),
+        inverse(matrix, complete),
+    )
+
+
+def outer_products(
+    groups: Sequence[Group], parameters: Parameters, family: Covariance
+) -> Information:
+    r"""Return the information as the outer products of the rows' scores (OPG, BHHH).
+
+    .. math:: J = \sum_n w_n (s_n - \bar s)(s_n - \bar s)^\top, \qquad
+              s_n = \nabla \log p(x_n), \quad \bar s = \sum_n w_n s_n / \sum_n w_n
+
+    At a maximum of the likelihood the mean score is 0.  At the mode of a posterior it is what holds
+    the prior's gradient in balance, which so counts as spread evenly over the observations.
+    Weights are frequencies: a row with weight w is w observations with the same score, and adds
+    :math:`w \, s s^\top`.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        The data.
+    parameters : Parameters
+        In the units of the data.
+    family : Covariance
+
+    References
+    ----------
+    Berndt, Hall, Hall & Hausman (1974), Ann. Econ. Soc. Meas. 3, 653-665.
+    """
+    around = chart_about(parameters, family)
+    size = len(around.tangent)
+    matrix, gradient, total = np.zeros((size, size)), np.zeros(size), 0.0
+    for view in views(groups, parameters, diagonal=family.is_diagonal):
+        x, weight = view.group.x, view.group.weight
+        r = view.rows()[1]
+        for begin in range(0, len(x), _ROWS):
+            part = slice(begin, begin + _ROWS)
+            score = _scores(x[part], r[part], view, around.basis)
+            scaled = score * weight[part] if len(weight) else score
+            matrix += scaled @ score.T
+            gradient += scaled.sum(axis=1)
+        total += float(weight.sum()) if len(weight) else float(len(x))
+    matrix = around.tangent.T @ matrix @ around.tangent
+    gradient = around.tangent.T @ gradient
+    centred = matrix - np.outer(gradient, gradient) / total
+    return Information(
+        centred,
+        gradient,
+        around.natural,
+        (parameters.k, parameters.d),
+        inverse(centred, np.diagonal(centred)),
     )
 
 
@@ -129,42 +199,13 @@ def restricted(information: Information, free: Array) -> Information:
         free.T @ information.gradient,
         information.natural @ free,
         information.shape,
-        _inverse(matrix, np.diagonal(matrix)),
+        inverse(matrix, np.diagonal(matrix)),
     )
-
-
-def free_directions(
-    parameters: Parameters, family: Covariance, is_free: NDArray[np.bool_]
-) -> Array:
-    """Return (p, m): the directions of the covariances that leave those that are not free alone."""
-    logs, turns, _ = _directions(parameters, family)
-    if not is_free.any():
-        return np.zeros((len(logs), 0))
-    moves = (np.abs(logs) + np.abs(turns))[:, ~is_free].sum(axis=(1, 2, 3)) > 0
-    return np.eye(len(logs))[:, ~moves]
-
-
-# Full coordinates: for each component (alpha, delta (d), s (q)), S = sum_p s_p basis_p.
-
-
-def _symmetric_basis(d: int, *, diagonal: bool) -> Array:
-    rows, columns = (np.arange(d), np.arange(d)) if diagonal else np.tril_indices(d)
-    basis = np.zeros((len(rows), d, d))
-    index = np.arange(len(rows))
-    basis[index, rows, columns] = 1.0
-    basis[index, columns, rows] = 1.0
-    return basis
-
-
-def _slots(k: int, d: int, q: int) -> tuple[Index, Index, Index]:
-    """Positions of alpha (k,), delta (k, d) and s (k, q) in the full coordinate vector."""
-    block = np.arange(k * (1 + d + q)).reshape(k, 1 + d + q)
-    return block[:, 0], block[:, 1 : 1 + d], block[:, 1 + d :]
 
 
 def _gradient(parameters: Parameters, moments: Moments, basis: Array) -> Array:
     k, d = parameters.k, parameters.d
-    alpha, delta, s = _slots(k, d, len(basis))
+    alpha, delta, s = slots(k, d, len(basis))
     g = np.zeros(k * (1 + d + len(basis)))
     g[alpha] = moments.weight_count - moments.weight_count.sum() * parameters.weight
     g[delta] = moments.first
@@ -175,7 +216,7 @@ def _gradient(parameters: Parameters, moments: Moments, basis: Array) -> Array:
 
 def _complete(parameters: Parameters, moments: Moments, basis: Array) -> Array:
     k, d = parameters.k, parameters.d
-    alpha, delta, s = _slots(k, d, len(basis))
+    alpha, delta, s = slots(k, d, len(basis))
     size = k * (1 + d + len(basis))
     info = np.zeros((size, size))
     pi = parameters.weight
@@ -191,172 +232,103 @@ def _complete(parameters: Parameters, moments: Moments, basis: Array) -> Array:
     return info
 
 
-def _missing(x: Array, parameters: Parameters, basis: Array, weight: Array) -> Array:
-    """Sum over rows of the variance of the complete-data score, given the row."""
+def _missing(
+    x: Array, parameters: Parameters, basis: Array, weight: Array, probability: Array
+) -> Array:
+    """Sum over rows of the variance of the complete-data score, given what is known of the row.
+
+    That is the variance between components of the score's expectation, and the expectation of its
+    variance within a component, where values are missing.
+    """
     k, d = parameters.k, parameters.d
     width = 1 + d + len(basis)
     info = np.zeros((k * width, k * width))
-    rows, columns = np.array([np.argwhere(np.tril(b))[0] for b in basis]).T
+    rows, columns = positions(basis)
     factor = np.where(rows == columns, 0.5, 1.0)[:, None]
-    offset = np.where(rows == columns, 0.5, 0.0)[:, None]
     score = np.empty((k, width, _ROWS))
-    for begin in range(0, len(x), _ROWS):
-        part = x[begin : begin + _ROWS]
-        n = len(part)
-        r = responsibilities(part, parameters).T
-        if len(weight):
-            root = np.sqrt(weight[begin : begin + n])
-        for j in range(k):
-            # One row of `own` for each coordinate: they are long, and side by side in memory.
-            own = score[j, :, :n]
-            own[0] = 1.0
-            z = own[1 : 1 + d]
-            np.matmul(parameters.whitening[j], (part - parameters.mean[j]).T, out=z)
-            np.multiply(z[rows], z[columns], out=own[1 + d :])
-            own[1 + d :] *= factor
-            own[1 + d :] -= offset
-            if len(weight):
-                own *= root
-            scaled = own * r[j]
-            block = slice(j * width, (j + 1) * width)
-            info[block, block] += scaled @ own.T
-            own[:] = scaled
-        mean_score = score[:, :, :n].reshape(k * width, n)
-        info -= mean_score @ mean_score.T
+    for view in views(split(x, weight, probability), parameters):
+        # z given what is observed has mean T (x - mean) and covariance V.
+        transform = view.loading @ view.marginal.whitening
+        spread = np.eye(d) - view.loading @ np.swapaxes(view.loading, 1, 2)
+        offset = np.where(rows == columns, 0.5, 0.0) - factor[:, 0] * spread[:, rows, columns]
+        has_missing = not view.group.observed.all()
+        for part in view.blocks(_ROWS):
+            n = len(part.group.x)
+            r = part.rows()[1].T
+            root = np.sqrt(part.group.weight)
+            for j in range(k):
+                # One row of `own` for each coordinate: they are long, and side by side in memory.
+                own = score[j, :, :n]
+                own[0] = 1.0
+                z = own[1 : 1 + d]
+                np.matmul(transform[j], (part.group.x - view.marginal.mean[j]).T, out=z)
+                np.multiply(z[rows], z[columns], out=own[1 + d :])
+                own[1 + d :] *= factor
+                own[1 + d :] -= offset[j][:, None]
+                if len(root):
+                    own *= root
+                scaled = own * r[j]
+                block = slice(j * width, (j + 1) * width)
+                product = scaled @ own.T
+                info[block, block] += product
+                if has_missing:
+                    info[block, block] += _within(product, spread[j], rows, columns, factor)
+                own[:] = scaled
+            mean_score = score[:, :, :n].reshape(k * width, n)
+            info -= mean_score @ mean_score.T
     return info
 
 
-def _natural(parameters: Parameters, basis: Array) -> Array:
-    """Derivative of (weights, means, covariances) in full coordinates."""
-    k, d = parameters.k, parameters.d
-    alpha, delta, s = _slots(k, d, len(basis))
-    out = np.zeros((k + k * d + k * d * d, k * (1 + d + len(basis))))
-    pi, factor = parameters.weight, parameters.factor
-    out[:k, alpha] = np.diag(pi) - np.outer(pi, pi)
-    for j in range(k):
-        out[k + j * d : k + (j + 1) * d, delta[j]] = factor[j]
-        moved = factor[j] @ basis @ factor[j].T
-        at = k + k * d + j * d * d
-        out[at : at + d * d, s[j]] = moved.reshape(len(basis), d * d).T
+def _within(product: Array, v: Array, rows: Index, columns: Index, factor: Array) -> Array:
+    r"""Return the variance of (1, z, products of z) for normal z, summed over rows.
+
+    .. math:: \mathrm{Cov}(z_i, z_j z_k) = m_j V_{ik} + m_k V_{ij}, \quad
+        \mathrm{Cov}(z_i z_j, z_k z_l) = V_{ik} V_{jl} + V_{il} V_{jk} + m_i m_k V_{jl}
+        + m_i m_l V_{jk} + m_j m_k V_{il} + m_j m_l V_{ik}
+
+    Parameters
+    ----------
+    product : (1 + d + q, 1 + d + q) array
+        Sums of r, r m and r m m', in its first 1 + d rows and columns.
+    v : (d, d) array
+    rows, columns : (q,) arrays
+        Which products of z there are.
+    factor : (q, 1) array
+        What they are multiplied by.
+    """
+    d = len(v)
+    count, m, mm = product[0, 0], product[0, 1 : 1 + d], product[1 : 1 + d, 1 : 1 + d]
+    out = np.zeros(product.shape)
+    linear, square = slice(1, 1 + d), slice(1 + d, None)
+    out[linear, linear] = count * v
+    cross = m[rows] * v[:, columns] + m[columns] * v[:, rows]
+    out[linear, square] = cross * factor.T
+    out[square, linear] = out[linear, square].T
+    for one, other in ((rows, columns), (columns, rows)):
+        ik, jl = np.ix_(rows, one), np.ix_(columns, other)
+        out[square, square] += count * v[ik] * v[jl] + mm[ik] * v[jl] + mm[jl] * v[ik]
+    out[square, square] *= factor * factor.T
     return out
 
 
-# The family's chart: S_k(phi) to second order.
+def _scores(x: Array, r: Array, view: View, basis: Array) -> Array:
+    """Return the derivatives of the rows' log-densities in full coordinates, (k (1 + d + q), n)."""
+    p, n = view.marginal, len(x)
+    rows, columns = positions(basis)
+    half = np.where(rows == columns, 0.5, 1.0)[:, None]
+    score = np.empty((p.k, 1 + p.d + len(basis), n))
+    for own, rj, weight, mean, w, a in zip(
+        score, r.T, p.weight, p.mean, p.whitening, view.loading, strict=True
+    ):
+        z = a @ (w @ (x - mean).T)
+        own[0] = rj - weight
+        own[1 : 1 + p.d] = rj * z
+        own[1 + p.d :] = rj * half * (z[rows] * z[columns] - (a @ a.T)[rows, columns, None])
+    return score.reshape(-1, n)
 
 
-def _chart(
-    parameters: Parameters, family: Covariance, moments: Moments, basis: Array
-) -> tuple[Array, Array]:
-    """Derivative of full by family coordinates, and sum_k <dl/dS_k, second derivative of S_k>."""
-    k, d = parameters.k, parameters.d
-    alpha, delta, s = _slots(k, d, len(basis))
-    directions, turns, frame = _directions(parameters, family)
-    p = k - 1 + k * d + len(directions)
-    tangent = np.zeros((k * (1 + d + len(basis)), p))
-    curvature = np.zeros((p, p))
-    # Any k - 1 directions that change the weights; the common shift of alpha changes nothing.
-    tangent[np.ix_(alpha, range(k - 1))] = np.eye(k)[:, 1:]
-    tangent[delta.ravel(), range(k - 1, k - 1 + k * d)] = 1.0
-    linear = _first_order(directions, turns, frame, parameters)
-    rows, columns = np.array([np.argwhere(np.tril(b))[0] for b in basis]).T
-    tangent[np.ix_(s.ravel(), range(k - 1 + k * d, p))] = (
-        linear[:, :, rows, columns].reshape(len(directions), -1).T
-    )
-    if family.is_polar:
-        inner = moments.second - moments.covariance_count[:, None, None] * np.eye(d)
-        block = slice(k - 1 + k * d, p)
-        curvature[block, block] = _second_order(0.5 * inner, directions, turns, frame, parameters)
-    return tangent, curvature
-
-
-def _directions(parameters: Parameters, family: Covariance) -> tuple[Array, Array, Array]:
-    """Free directions of the covariances: log-spectra (p, k, d, d), turns (p, k, d, d), frames.
-
-    In the frame Q_k (k, d, d; its columns in whitened coordinates) direction p adds a symmetric
-    matrix to the logarithm of the spectrum and turns the axes by a skew one.
-    """
-    k, d = parameters.k, parameters.d
-    eye = np.eye(d)
-    own = np.eye(k)
-
-    def spread(letter: str, shapes: Array) -> list[Array]:
-        """(k, d, d) directions: one set for all components, or one for each."""
-        if letter == "I":
-            return []
-        groups = np.ones((1, k)) if letter == "E" else own
-        return [g[:, None, None] * m for g in groups for m in shapes]
-
-    traceless = np.array([np.diag(eye[i] - eye[d - 1]) for i in range(d - 1)]).reshape(-1, d, d)
-    off = _symmetric_basis(d, diagonal=False)
-    off = off[[b.trace() == 0 for b in off]]
-    symmetric = spread(family.volume, eye[None]) + spread(family.shape, traceless)
-    skew: list[Array] = []
-    if family.is_polar:
-        skew = spread(family.orientation, np.tril(off) - np.triu(off))
-        frame = _polar_frame(parameters, family)
-    else:
-        symmetric += spread(family.orientation, off)
-        frame = np.broadcast_to(eye, (k, d, d))
-    zeros = np.zeros((k, d, d))
-    logs = np.array(symmetric + [zeros] * len(skew)).reshape(-1, k, d, d)
-    turns = np.array([zeros] * len(symmetric) + skew).reshape(-1, k, d, d)
-    return logs, turns, frame
-
-
-def _polar_frame(parameters: Parameters, family: Covariance) -> Array:
-    """Q_k = W_k D_k V_k^{1/2}: orthogonal; its columns are the family's axes, whitened."""
-    if family.orientation == "E":
-        axes = np.broadcast_to(shared_axes(parameters.covariance), parameters.covariance.shape)
-    else:
-        axes = np.linalg.eigh(parameters.covariance)[1]
-    spectrum = np.einsum("kia,kij,kja->ka", axes, parameters.covariance, axes)
-    return parameters.whitening @ (axes * np.sqrt(spectrum)[:, None, :])
-
-
-def _log_spectrum(parameters: Parameters, frame: Array) -> Array:
-    """log of the variances along the frame's axes, (k, d)."""
-    axes = parameters.factor @ frame
-    return np.log((axes**2).sum(axis=1))
-
-
-def _first_order(logs: Array, turns: Array, frame: Array, parameters: Parameters) -> Array:
-    tau = _log_spectrum(parameters, frame)
-    half = 0.5 * (tau[:, None, :] - tau[:, :, None])
-    inside = logs + 2.0 * turns * np.sinh(half)
-    return frame @ inside @ np.swapaxes(frame, 1, 2)
-
-
-def _second_order(
-    slope: Array, logs: Array, turns: Array, frame: Array, parameters: Parameters
-) -> Array:
-    r"""Hessian of :math:`\sum_k \mathrm{tr}(G_k S_k)`, S = log(V^{-1/2} R V e^t R' V^{-1/2})."""
-    tau = _log_spectrum(parameters, frame)
-    slope = np.swapaxes(frame, 1, 2) @ slope @ frame
-    v = np.exp(tau)[:, None, :] * np.eye(tau.shape[1])
-    root = np.exp(-0.5 * tau)
-    outer = root[:, :, None] * root[:, None, :]
-
-    def quadratic(t: Array, turn: Array) -> Array:
-        first = outer * (v @ t + turn @ v - v @ turn)
-        square = turn @ turn
-        second = outer * (
-            0.5 * v @ t @ t
-            + turn @ (v @ t)
-            - (v @ t) @ turn
-            + 0.5 * (square @ v + v @ square)
-            - turn @ v @ turn
-        )
-        return np.einsum("kij,...kji->...", slope, second - 0.5 * first @ first)
-
-    alone = quadratic(logs, turns)
-    hessian = np.empty((len(logs), len(logs)))
-    for i in range(len(logs)):
-        hessian[i] = quadratic(logs + logs[i], turns + turns[i]) - alone - alone[i]
-    return hessian
-
-
-def _inverse(matrix: Array, complete: Array) -> Array | None:
-    """Inverse of the information if it is positive definite beyond rounding, else None."""
+def inverse(matrix: Array, complete: Array) -> Array | None:
+    """Return the inverse of an information matrix; None if it is not definite beyond rounding."""
     if not (np.isfinite(matrix).all() and (complete > 0).all()):
         return None
     unit = 1.0 / np.sqrt(complete)

@@ -38,9 +38,21 @@ def moves(parameters: Parameters, family: Covariance) -> Iterator[Parameters]:
         rest = parameters.take(np.flatnonzero(np.arange(k) != out))
         weight = rest.weight / rest.weight.sum()
         rest = Parameters(weight, rest.mean, rest.covariance)
-        for j in range(k - 1):
-            yield _member(_split_along(rest, j), family)
-            yield _member(_split_by_scale(rest, j), family)
+        yield from splits(rest, family)
+
+
+def splits(parameters: Parameters, family: Covariance) -> Iterator[Parameters]:
+    """Yield parameters with one component more: each is split in two, along its axis or by scale.
+
+    Parameters
+    ----------
+    parameters : Parameters
+    family : Covariance
+        Of which the results are members.
+    """
+    for j in range(parameters.k):
+        yield _member(_split_along(parameters, j), family)
+        yield _member(_split_by_scale(parameters, j), family)
 
 
 def _alone(parameters: Parameters) -> Array:

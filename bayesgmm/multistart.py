@@ -164,6 +164,7 @@ def improve(
         begins = [Start("move", p) for p in moves(best.parameters, family)]
         tries = run_all(brief, begins, n_workers, track)
         if is_interrupted(tries):
+            found += [r for r in tries if r.reason == "interrupted"]
             break
         new = list(promising(tries, best.parameters))[:_TRIED]
         longer = run_all(on, [tries[i] for i in new], n_workers, track)

@@ -32,7 +32,7 @@ from bayesgmm.rows import check_prob, draws_of, has_draws, printable
 from bayesgmm.tree import names_of
 
 POSTERIOR, ESTIMATE, DATA = "#0072B2", "#D55E00", "0.6"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "text.usetex": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -136,7 +136,7 @@ def plot_compare(
     shown = _most_different(comparison)
     p = shown.sizes["parameter"]
     level = f"{100 * comparison.attrs['ci_prob']:g} %"
-    with mpl.rc_context(_STYLE), plt.ioff():
+    with mpl.rc_context(STYLE), plt.ioff():
         forest = _forest(shown, figsize or (10.0, 1.4 + 0.34 * p), backend)
         _write_values(forest, shown)
         if p < comparison.sizes["parameter"]:
@@ -208,7 +208,7 @@ def plot_density(
     if names_of(mle) != names:
         raise ArgumentError("post", f"has the features {names}, but mle has {names_of(mle)}")
     m = min(len(names), _MOST_FEATURES)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         size = figsize or ((7.0, 4.5) if m == 1 else (6.5, 5.5) if m == 2 else (2.4 * m, 2.4 * m))
         figure = Picture(figsize=size, layout="constrained")
         if m == 1:
@@ -416,7 +416,8 @@ def _observed(fit: xr.DataTree) -> tuple[Array, Array]:
 def _curves(ax: Axes, mle: xr.DataTree, post: xr.DataTree, f: int, ci_prob: float) -> None:
     """Histogram and rug of a feature, with the marginal density of both fits."""
     data, weight = _observed(post)
-    x, name = data[:, f], names_of(post)[f]
+    there, name = ~np.isnan(data[:, f]), names_of(post)[f]
+    x, weight = data[there, f], weight[there]
     bins = int(np.clip(2 * np.sqrt(len(x)), 8, 60))
     ax.hist(x, bins=bins, weights=weight, density=True, color="0.88", label="data")
     ax.plot(x[_few(len(x), _MOST_POINTS)], np.zeros(min(len(x), _MOST_POINTS)), "|", color=DATA)

@@ -1,6 +1,7 @@
 """Checks before any fit: what no mixture can be fitted to is refused, what makes it hard warned of.
 
-Each check takes finite numbers in an (n, d) array, looks for one thing and returns nothing else:
+Each check takes numbers in an (n, d) array, NaN where missing, looks for one thing and returns
+nothing else:
 `ConstantColumnError`, `TooFewRowsError`, `ScaleError`, `CollinearColumnsError` or a `DataWarning`
 with the columns or rows, the evidence and a remedy.  `observation_weights` also converts.
 """
@@ -15,17 +16,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.linalg
+from numpy.typing import NDArray
 
+from bayesgmm.cells import count, first_offending, row_label, to_numbers
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.errors import (
     CollinearColumnsError,
     ConstantColumnError,
     DataWarning,
+    MissingValueError,
     ScaleError,
     TooFewRowsError,
     WeightError,
 )
-from bayesgmm.table import Table, first_offending, row_label, to_numbers
+from bayesgmm.table import Table
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _EPSILON = float(np.finfo(np.float64).eps)
@@ -37,6 +41,60 @@ _NEARLY_DEPENDENT = 1e6  # condition number of the standardised table: 1e12 for 
 
 def _warn(code: str, message: str) -> None:
     warnings.warn(DataWarning(code, message), skip_file_prefixes=(_PACKAGE,))
+
+
+# What is missing
+
+
+def refuse_unobserved(observed: NDArray[np.bool_], frequency: Array | None, table: Table) -> None:
+    """Refuse columns of which next to nothing is observed."""
+    weight = observed.sum(axis=0) if frequency is None else frequency @ observed
+    if not (weight > 1.0).all():
+        j = int(np.argmin(weight))
+        what = "no observed value" if weight[j] == 0 else "observed values in a single row"
+        if weight[j] > 0 and frequency is not None:
+            what = f"observed values of total weight {weight[j]:g}"
+        names = [name for i, name in enumerate(table.names) if weight[i] > 1.0]
+        raise MissingValueError(
+            f"column {table.names[j]!r} has {what} among the rows that count, so that nothing can "
+            f"be said of it; drop it: columns={names}"
+        )
+
+
+def warn_of_dropped_rows(n: int, kept: NDArray[np.intp]) -> None:
+    """Warn of how many of the n rows were left out, and what that may do."""
+    out = n - len(kept)
+    _warn(
+        "dropped-rows",
+        f"{out} of {count(n, 'row')} left out, because of missing values ({out / n:.1%}); where "
+        "it depends on the other columns whether a value is missing, estimates from the rest are "
+        "biased: missing='marginalise' uses what is observed",
+    )
+
+
+def warn_of_empty_rows(is_empty: NDArray[np.bool_], index: pd.Index[Any]) -> None:
+    """Warn of rows of which nothing is known."""
+    which = np.flatnonzero(is_empty)
+    _warn(
+        "empty-rows",
+        f"{count(len(which), 'row')} without any observed value (first: row "
+        f"{row_label(index[which[0]])}): nothing is known of them, and they get weight 0",
+    )
+
+
+def warn_of_unseen_pairs(observed: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Warn of columns that are never observed in the same row."""
+    seen = observed.T.astype(np.float64) @ observed
+    pairs = np.argwhere(np.tril(seen == 0))
+    if len(pairs):
+        j, i = pairs[0]
+        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        _warn(
+            "never-together",
+            f"columns {names[i]!r} and {names[j]!r} are never observed in the same row{more}, so "
+            "that the data say next to nothing of their covariance: use a diagonal family (VVI, "
+            "EEI, ...), give a prior, or drop one",
+        )
 
 
 # Weights
@@ -102,12 +160,13 @@ def observation_weights(sample_weight: Any, index: pd.Index[Any]) -> Array:
 
 def refuse_constant(rows: Array, table: Table, *, is_weighted: bool) -> None:
     """Refuse columns that hold one value only."""
-    constant = np.flatnonzero(rows.min(axis=0) == rows.max(axis=0)).tolist()
+    smallest = np.fmin.reduce(rows, axis=0)
+    constant = np.flatnonzero(smallest == np.fmax.reduce(rows, axis=0)).tolist()
     if not constant:
         return
     listed = ", ".join(
         f"{table.names[j]!r} (always "
-        f"{rows[0, j] + (table.integers[j][0] if j in table.integers else 0):g})"
+        f"{smallest[j] + (table.integers[j][0] if j in table.integers else 0):g})"
         for j in constant
     )
     note = " among rows of positive weight" if is_weighted else ""
@@ -132,11 +191,12 @@ def refuse_few_rows(rows: Array, n_components: int) -> None:
 
 
 def _distinct_rows(rows: Array, wanted: int) -> int:
-    """Count distinct rows, no further than `wanted`; no sorting."""
+    """Count distinct rows, no further than `wanted`; no sorting. Missing is like missing."""
     found = 0
     while len(rows) and found < wanted:
         found += 1
-        rows = rows[(rows != rows[0]).any(axis=1)]
+        both_missing = (rows != rows) & (rows[0] != rows[0])
+        rows = rows[((rows != rows[0]) & ~both_missing).any(axis=1)]
     return found
 
 
@@ -145,7 +205,7 @@ def _distinct_rows(rows: Array, wanted: int) -> int:
 
 def refuse_large_numbers(x: Array, names: Sequence[str]) -> None:
     """Refuse numbers whose neighbours are so far away that no spread can be measured."""
-    reach = np.maximum(-x.min(axis=0), x.max(axis=0))
+    reach = np.maximum(-np.fmin.reduce(x, axis=0), np.fmax.reduce(x, axis=0))
     if (reach > _LARGEST_VALUE).any():
         j = int(np.argmax(reach))
         _refuse_scale(names[j], f"holds numbers as large as {reach[j]:.3g}", reach[j])
@@ -183,7 +243,7 @@ def check_units(spread: Array, names: Sequence[str], family: Covariance) -> None
 
 def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
     """Refuse rows of weight 0 that are beyond reach; those of positive weight are in the spread."""
-    too_far = np.abs(x).max(axis=1) > _LARGEST_SD
+    too_far = np.fmax.reduce(np.abs(x), axis=1) > _LARGEST_SD
     if too_far.any():
         label = row_label(index[int(np.argmax(too_far))])
         raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
@@ -218,6 +278,7 @@ def check_dependence(
     scale: Array,
     names: Sequence[str],
     rounding: float,
+    among: str = "",
 ) -> None:
     """Refuse columns that are linear combinations of others; warn when they nearly are.
 
@@ -237,6 +298,8 @@ def check_dependence(
     names : sequence of str
     rounding : float
         Relative rounding error of the deviations, as they came.
+    among : str
+        Which rows these are, if they are not all.
     """
     d = len(names)
     tolerance = max(_DEPENDENT, min(2.0 * rounding, 1e-4))
@@ -259,13 +322,14 @@ def check_dependence(
         found.append(_relation(null, location, sd * scale, names))
     if rank < d:
         raise CollinearColumnsError(
-            f"X has columns that are linear combinations of others: {'; '.join(found[:5])}. Drop "
-            "one column of each, or use a diagonal family (VVI, EEI, ...)"
+            f"X has columns that are linear combinations of others{among}: "
+            f"{'; '.join(found[:5])}. Drop one "
+            "column of each, or use a diagonal family (VVI, EEI, ...)"
         )
     _warn(
         "near-collinear",
-        f"columns are nearly linear combinations of others: {'; '.join(found)}, up to a residual "
-        f"of {abs(r[-1, -1]):.1g} standard deviations (condition number {condition:.1g}); "
+        f"columns are nearly linear combinations of others{among}: {'; '.join(found)}, up to a "
+        f"residual of {abs(r[-1, -1]):.1g} standard deviations (condition number {condition:.1g}); "
         "covariances keep few digits: drop a column or use a diagonal family",
     )
 
@@ -312,7 +376,10 @@ def warn_of_tied_rows(rows: Array, frequency: Array | None, center: Array, scale
     """Warn when one row makes up a tenth of the data: a component may shrink onto it.
 
     The candidate comes from at most 4096 rows, evenly taken: whoever has a tenth shows there.
+    Missing is like missing.
     """
+    if np.isnan(rows).any():
+        rows = np.where(np.isnan(rows), np.inf, rows)
     n, d = rows.shape
     thin = slice(None, None, -(-n // 4096))
     sample, inverse = np.unique(rows[thin], axis=0, return_inverse=True)
@@ -323,7 +390,8 @@ def warn_of_tied_rows(rows: Array, frequency: Array | None, center: Array, scale
     total = float(n if frequency is None else frequency.sum())
     if ties >= max(5.0, d + 2.0, 0.1 * total):
         values = center + scale * candidate
-        shown = ", ".join(f"{v:.6g}" for v in values[:5]) + ("..." if d > 5 else "")
+        words = ("missing" if np.isinf(v) else f"{v:.6g}" for v in values[:5])
+        shown = ", ".join(words) + ("..." if d > 5 else "")
         _warn(
             "tied-rows",
             f"{ties:.10g} of {total:.10g} rows are the same point ({shown}): a "

@@ -12,10 +12,11 @@ import xarray as xr
 from bayesgmm import tree
 from bayesgmm.data import Data
 from bayesgmm.em import Run
+from bayesgmm.groups import rows
 from bayesgmm.information import Information
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import log_density, responsibilities
 from bayesgmm.multistart import is_interrupted
+from bayesgmm.uncertainty import METHODS, Uncertainty
 
 
 def versions() -> str:
@@ -34,6 +35,7 @@ def result(
     runs: list[Run],
     best: int,
     information: Information | None,
+    errors: Uncertainty | None,
     *,
     estimate: str,
     keep_responsibilities: bool,
@@ -46,8 +48,8 @@ def result(
     by_mean = np.lexsort(top.parameters.mean.T[::-1])
     order = np.arange(top.parameters.k) if keeps_order else by_mean
     parameters = top.parameters.take(order)
-    r = responsibilities(data.x, parameters)
-    row = log_density(data.x, parameters) - np.log(data.scale).sum()
+    row, r = rows(data.groups, parameters, data.n)
+    row = row + data.row_log_jacobian
     weight = data.weight if len(data.weight) else np.ones(data.n)
     loglik = float(weight @ row)
     natural = data.to_data_units(parameters)
@@ -84,8 +86,10 @@ def result(
     for name in ("log_likelihood", "observed_data", "constant_data"):
         groups[name] = groups[name].assign_coords(obs=index)
     groups["observed_data"] = groups["observed_data"].assign_coords(feature=list(data.names))
-    if information is not None:
-        groups["standard_error"] = _standard_errors(information, data, order)
+    if len(data.probability):
+        groups["constant_data"]["label_probability"] = (("obs", "cluster"), data.probability)
+    if errors is not None:
+        groups["standard_error"] = _standard_errors(errors, data, order)
     if keep_responsibilities:
         groups["responsibilities"] = xr.Dataset(
             {"responsibility": (("obs", "cluster"), r)},
@@ -147,9 +151,9 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
     )
 
 
-def _standard_errors(information: Information, data: Data, order: Any) -> xr.Dataset:
-    se = information.standard_errors().take(order)
-    errors = tree.dataset(
+def _standard_errors(errors: Uncertainty, data: Data, order: Any) -> xr.Dataset:
+    se = errors.standard_errors().take(order)
+    found = tree.dataset(
         {
             "weight": se.weight,
             "mean": se.mean * data.scale,
@@ -157,10 +161,5 @@ def _standard_errors(information: Information, data: Data, order: Any) -> xr.Dat
         },
         data.names,
     )
-    errors.attrs["method"] = "observed information"
-    errors.attrs["note"] = (
-        ""
-        if information.is_positive_definite
-        else "the Hessian of the objective is not positive definite: no standard errors exist here"
-    )
-    return errors
+    found.attrs |= {"method": METHODS[errors.kind], "note": errors.note(order)}
+    return found

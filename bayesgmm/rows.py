@@ -83,7 +83,8 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
     DataFrame
         For a point estimate the columns ``estimate, se, wald95_lower, wald95_upper``; for draws
         ``mean, sd, eti95_lower, eti95_upper, mcse, ess_bulk, ess_tail, r_hat`` (an equal-tailed
-        interval; ``mcse`` is that of the mean). The kind and probability are also in ``attrs``.
+        interval; ``mcse`` is that of the mean). The kind and probability are also in ``attrs``, and
+        for a point estimate ``se_method`` and ``se_note``: how errors were found, and why not.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
     rows = parameter_rows(spec_of(fit), names_of(fit))
     level = f"{100 * ci_prob:g}"
     if has_draws(fit):
-        found = summarise_draws(take_draws(fit, rows), ci_prob)
+        found = summarise_draws(take_draws(fit, rows), ci_prob, are_independent(fit))
         order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
         table = {name.replace("eti", f"eti{level}"): found[name] for name in order}
     else:
@@ -109,6 +110,8 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
         }
     frame = pd.DataFrame(table, index=pd.Index([row.label for row in rows], name="parameter"))
     frame.attrs = {"ci_kind": "eti" if has_draws(fit) else "wald", "ci_prob": ci_prob}
+    if not has_draws(fit):
+        frame.attrs["se_method"], frame.attrs["se_note"] = error_method(fit)
     return frame
 
 
@@ -116,6 +119,11 @@ def has_draws(fit: xr.DataTree) -> bool:
     """Whether a fit is more than a point estimate: the one thing that tells fits apart."""
     sizes = fit["posterior"].sizes
     return bool(sizes["chain"] * sizes["draw"] > 1)
+
+
+def are_independent(fit: xr.DataTree) -> bool:
+    """Whether draws are independent by construction: there is no chain that could have stuck."""
+    return bool(fit.attrs.get("draws") == "independent")
 
 
 def check_prob(ci_prob: float) -> None:
@@ -159,35 +167,59 @@ def standard_errors(fit: xr.DataTree) -> dict[str, Array]:
     return {name: np.full(a.shape[2:], np.nan) for name, a in draws_of(fit).items()}
 
 
+def error_method(fit: xr.DataTree) -> tuple[str, str]:
+    """Return how the standard errors of a fit were found, and why some are missing or doubtful."""
+    if "standard_error" not in fit.children:
+        return "none", "none was computed"
+    attrs = fit["standard_error"].attrs
+    return str(attrs.get("method", "unknown")), str(attrs.get("note", ""))
+
+
 def wald_interval(estimate: Array, se: Array, ci_prob: float) -> tuple[Array, Array]:
     """Return estimate -/+ the normal quantile times the standard error."""
     half = ndtri(0.5 + 0.5 * ci_prob) * se
     return estimate - half, estimate + half
 
 
-def summarise_draws(draws: Array, ci_prob: float) -> dict[str, Array]:
+def summarise_draws(draws: Array, ci_prob: float, independent: bool = False) -> dict[str, Array]:
     """Return summaries and diagnostics of draws (chain, draw, parameter), (parameter,) each.
 
     ``r_hat`` and the effective sample sizes are the rank-normalised ones of Vehtari et al. (2021);
-    NaN where draws are constant or not finite.
+    NaN where draws are constant or not finite.  Of independent draws they are known: 1, and the
+    number of draws.
     """
+    tail = 0.5 * (1.0 - ci_prob)
+    # A parameter that is constant or not finite has NaN diagnostics: a finding, not a fault.
+    with np.errstate(all="ignore"):
+        lower, median, upper = np.quantile(draws, [tail, 0.5, 1.0 - tail], axis=(0, 1))
+        sd = draws.std(axis=(0, 1), ddof=1)
+        if independent:
+            count = float(draws.shape[0] * draws.shape[1])
+            mcse, r_hat = sd / np.sqrt(count), np.ones_like(sd)
+            ess = {"ess_bulk": np.full_like(sd, count), "ess_tail": np.full_like(sd, count)}
+        else:
+            mcse, r_hat, ess = _diagnostics(draws)
+    return {
+        "mean": draws.mean(axis=(0, 1)),
+        "sd": sd,
+        "mcse": mcse,
+        "median": median,
+        "eti_lower": lower,
+        "eti_upper": upper,
+        "r_hat": r_hat,
+        **ess,
+    }
+
+
+def _diagnostics(draws: Array) -> tuple[Array, Array, dict[str, Array]]:
     dims = ("chain", "draw", "parameter")
     half = draws.shape[1] // 2
     # One chain has no R-hat; its halves do, which is what split R-hat means.
     chains = draws if len(draws) > 1 else draws[0, : 2 * half].reshape(2, half, -1)
     split, data = xr.Dataset({"x": (dims, chains)}), xr.Dataset({"x": (dims, draws)})
-    tail = 0.5 * (1.0 - ci_prob)
-    # A parameter that is constant or not finite has NaN diagnostics: a finding, not a fault.
-    with np.errstate(all="ignore"):
-        lower, median, upper = np.quantile(draws, [tail, 0.5, 1.0 - tail], axis=(0, 1))
-        return {
-            "mean": draws.mean(axis=(0, 1)),
-            "sd": draws.std(axis=(0, 1), ddof=1),
-            "mcse": az.mcse(data, method="mean")["x"].to_numpy(),
-            "median": median,
-            "eti_lower": lower,
-            "eti_upper": upper,
-            "r_hat": az.rhat(split)["x"].to_numpy(),
-            "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
-            "ess_tail": az.ess(data, method="tail")["x"].to_numpy(),
-        }
+    ess = {f"ess_{kind}": az.ess(data, method=kind)["x"].to_numpy() for kind in ("bulk", "tail")}
+    return (
+        az.mcse(data, method="mean")["x"].to_numpy(),
+        az.rhat(split)["x"].to_numpy(),
+        ess,
+    )

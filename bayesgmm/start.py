@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.optimize import linear_sum_assignment
 
 from bayesgmm import hierarchical
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
-from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
+from bayesgmm.groups import NO_LABELS, rows, split, table
+from bayesgmm.hierarchical import Labels
+from bayesgmm.moments import Array, Parameters, accumulate, from_responsibilities, scatter
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
 GIVEN = ("parameters", "labels")  # the user's own
+OTHERS = ("kmeans", "random", "random", "random")  # k-means often finds the same again
 METHODS = ("ellipsoids", "ward", "kmeans", "random")
 
 
@@ -29,15 +33,12 @@ class Start:
     ----------
     method : str
     parameters : Parameters
-    within : Covariance, optional
-        A smaller family, in which a short run is made first.
     seed : int
         For the draws of stochastic EM.
     """
 
     method: str
     parameters: Parameters
-    within: Covariance | None = None
     seed: int = 0
 
 
@@ -55,9 +56,9 @@ def starts(
     Parameters
     ----------
     start : None, method, array of labels (n,), Parameters, Dataset, DataTree or a list of these
-        ``None`` takes hierarchical partitions, also within the families nested in this one, and
-        k-means++ and random centres in turn. Labels, parameters and fits (in the units of the data)
-        give one start. In a list, ``None`` and methods give ``n_starts`` each.
+        ``None`` takes hierarchical partitions, then k-means++ and random centres in turn.
+        Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
+        and methods give ``n_starts`` each.
 
     Raises
     ------
@@ -73,18 +74,10 @@ def starts(
         if start is not None and start not in METHODS:
             raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
         if k == 1:
-            return [Start("moments", from_labels(data, family, np.zeros(data.n, int), 1))]
-        if start is None:
-            own = ["ellipsoids", "kmeans", "random", "ward"]
-            found = [_drawn(data, family, k, method, rng) for method in own[:n_starts]]
-            for nested in family.nested[: n_starts - len(found)]:
-                one = _drawn(data, nested, k, "ellipsoids", rng)
-                found.append(replace(one, method=f"within {nested}", within=nested))
-            others = islice(cycle(["kmeans", "random"]), n_starts - len(found))
-            return [*found, *(_drawn(data, family, k, method, rng) for method in others)]
-        # The hierarchical methods draw nothing at random: once is enough.
-        times = 1 if start in METHODS[:2] else n_starts
-        return [_drawn(data, family, k, start, rng) for _ in range(times)]
+            # With pseudo-data, without which few rows have a singular covariance even for MAP.
+            labels = np.zeros(data.n, int)
+            return [Start("moments", from_labels(data, family, labels, 1, regularised=True))]
+        return [p.begin(family) for p in partitions(data, k, start, n_starts, rng)]
     labels = _given_labels(start, k, data)
     return [Start("labels", from_labels(data, family, labels, k))]
 
@@ -167,13 +160,24 @@ def from_labels(
     ``regularised`` adds the default conjugate prior's pseudo-data, so that a small group does not
     start with a singular covariance.
     """
-    variance = np.diagonal(data.covariance)
+    return _from_shares(data, family, np.eye(k)[labels], regularised=regularised)
+
+
+def _from_shares(
+    data: Data, family: Covariance, share: Array, *, regularised: bool = False
+) -> Parameters:
+    """As `from_labels`, from shares (n, k) of the rows; what is missing is as in one normal."""
+    k, variance = share.shape[1], np.diagonal(data.covariance)
+    one = np.diag(variance) if data.is_complete else data.covariance
     about = Parameters(
         np.full(k, 1.0 / k),
         np.broadcast_to(data.mean, (k, data.d)),
-        np.broadcast_to(np.diag(variance), (k, data.d, data.d)),
+        np.broadcast_to(one, (k, data.d, data.d)),
     )
-    moments = from_responsibilities(data.x, np.eye(k)[labels], about, data.weight)
+    if data.is_complete:
+        moments = from_responsibilities(data.x, share, about, data.weight)
+    else:
+        moments = table(split(data.x, data.weight, share), about, accumulate)
     weight = moments.weight_count / moments.weight_count.sum()
     if regularised:
         # By the diagonal, which is definite even where there are fewer rows than columns.
@@ -185,39 +189,97 @@ def from_labels(
     return Parameters(weight, mean, maximise(family, moments.covariance_count, spread))
 
 
-def _drawn(data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator) -> Start:
+def with_labels(data: Data, family: Covariance, k: int, begins: list[Start]) -> list[Start]:
+    """Return starts that agree with what is known of the rows' components.
+
+    The components of those that are not the user's are put in the order that agrees best, and one
+    from the rows of which something is known comes first, if they are of all components.
+    """
+    known = np.flatnonzero((data.probability != data.probability[:, :1]).any(axis=1))
+    part = data.rows(known)
+    weight = part.weight if len(part.weight) else np.ones(part.n)
+    share = weight[:, None] * part.probability
+    groups = split(part.x)
+
+    def matched(one: Start) -> Start:
+        try:
+            agreement = rows(groups, one.parameters, part.n)[1].T @ share
+        except np.linalg.LinAlgError:  # singular: EM says so
+            return one
+        component, label = linear_sum_assignment(agreement, maximize=True)
+        return replace(one, parameters=one.parameters.take(component[np.argsort(label)]))
+
+    begins = [one if one.method in GIVEN else matched(one) for one in begins]
+    if share.sum(axis=0).min() >= 1.0 and any(one.method not in GIVEN for one in begins):
+        of_known = _from_shares(part, family, part.probability, regularised=True)
+        begins = [Start("known labels", of_known), *begins]
+    return begins
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Labels (n,) of rows, all or some, from which EM can start in any family."""
+
+    method: str
+    data: Data
+    labels: Labels
+    k: int
+
+    def begin(self, family: Covariance) -> Start:
+        """Return the start in a family: an M-step from the labels, with pseudo-data."""
+        return Start(
+            self.method, from_labels(self.data, family, self.labels, self.k, regularised=True)
+        )
+
+
+def partitions(
+    data: Data, k: int, method: str | None, n: int, rng: np.random.Generator
+) -> list[Partition]:
+    """Return partitions that differ, of ``n`` by a method or by all in turn."""
+    if method is None:
+        first = ["ellipsoids", "kmeans", "random", "ward"]
+        methods = [*first, *islice(cycle(OTHERS), max(n - len(first), 0))][:n]
+    else:
+        # The hierarchical methods draw nothing at random: once is enough.
+        methods = [method] * (1 if method in METHODS[:2] else n)
+    found: dict[bytes, Partition] = {}
+    for one in (_partition(data, k, method, rng) for method in methods):
+        # Labels in the order in which they appear first: the same groups are the same bytes.
+        begin, which = np.unique(one.labels, return_index=True, return_inverse=True)[1:]
+        found.setdefault(np.argsort(np.argsort(begin))[which].tobytes(), one)
+    return list(found.values())
+
+
+def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Partition:
     if method in ("ellipsoids", "ward"):
-        return Start(method, _agglomerated(data, family, k, method, rng))
+        return _agglomerated(data, k, method, rng)
     from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
 
     sd = np.sqrt(np.diagonal(data.covariance))
-    rows = data.x / sd
+    x = data.filled / sd
     weight = data.weight if len(data.weight) else np.ones(data.n)
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
-        model = KMeans(k, n_init=1, random_state=seed).fit(rows, sample_weight=weight)
+        model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
         labels = model.labels_.astype(np.intp)
     else:
-        labels = _nearest(rows, _distinct_rows(rows, weight, k, rng))
+        labels = _nearest(x, _distinct_rows(x, weight, k, rng))
     if len(np.unique(labels[weight > 0])) < k:
-        labels = _nearest(
-            rows, kmeans_plusplus(rows, k, sample_weight=weight, random_state=seed)[0]
-        )
-    return Start(method, from_labels(data, family, labels, k, regularised=True))
+        centers = kmeans_plusplus(x, k, sample_weight=weight, random_state=seed)[0]
+        labels = _nearest(x, centers)
+    return Partition(method, data, labels, k)
 
 
-def _nearest(rows: Array, centers: Array) -> hierarchical.Labels:
+def _nearest(rows: Array, centers: Array) -> Labels:
     square = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)
     return np.argmin(square, axis=1)
 
 
-def _agglomerated(
-    data: Data, family: Covariance, k: int, method: str, rng: np.random.Generator
-) -> Parameters:
+def _agglomerated(data: Data, k: int, method: str, rng: np.random.Generator) -> Partition:
     """A hierarchical partition of the distinct rows, or of some of them."""
     weight = data.weight if len(data.weight) else np.ones(data.n)
     # Distinct rows in their own order: neither repeated rows nor their order change the start.
-    distinct, which = np.unique(data.x[weight > 0], axis=0, return_inverse=True)
+    distinct, which = np.unique(data.filled[weight > 0], axis=0, return_inverse=True)
     count = np.bincount(which.ravel(), weights=weight[weight > 0])
     if len(distinct) > hierarchical.MOST_ROWS:
         some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
@@ -225,10 +287,11 @@ def _agglomerated(
     if method == "ward":
         labels = hierarchical.ward(distinct / np.sqrt(np.diagonal(data.covariance)), k)
     else:
-        rows = hierarchical.sphered(distinct, data.mean, data.covariance)
-        labels = hierarchical.ellipsoids(rows, k)
-    part = replace(data, x=distinct, weight=count)
-    return from_labels(part, family, labels, k, regularised=True)
+        labels = hierarchical.ellipsoids(
+            hierarchical.sphered(distinct, data.mean, data.covariance), k
+        )
+    part = replace(data, x=distinct, weight=count, probability=NO_LABELS)
+    return Partition(method, part, labels, k)
 
 
 def _distinct_rows(rows: Array, weight: Array, k: int, rng: np.random.Generator) -> Array:

@@ -1,17 +1,14 @@
 """Anything tabular -> a float64 array with column names and row labels.
 
-What is not a table of finite real numbers is refused here, with the column, the row and the value
-at fault.  Libraries that may not be installed are recognised by what their objects can do.
+What is not a table of real numbers is refused, with the column, the row and the value at fault.
+Libraries that may not be installed are recognised by what their objects can do.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,24 +16,31 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayesgmm.cells import (
+    Missing,
+    count,
+    listed,
+    refuse_not_finite,
+    refuse_unknown,
+    shown,
+    to_numbers,
+    why_not_numeric,
+)
 from bayesgmm.covariance import Array
 from bayesgmm.errors import (
     ArgumentError,
     ColumnNameError,
     EmptyDataError,
-    InfiniteValueError,
-    MissingValueError,
     NonNumericError,
     ShapeError,
 )
 
-_SHOWN = 5  # how many offenders a message lists
 _EXACT = 2**53  # every integer up to here is a float64
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of finite numbers, in the units in which it came.
+    """A table of numbers, in the units in which it came; NaN where they are missing.
 
     Attributes
     ----------
@@ -51,6 +55,10 @@ class Table:
     integers : dict
         For integer columns beyond 2**53, where float64 rounds: position of the column ->
         (smallest value, differences from it), both exact.
+    kept : (n,) array, optional
+        Which rows these are, if others were dropped.
+    whole : pandas.Index, optional
+        The labels of all rows, if some were dropped.
     """
 
     values: Array
@@ -58,9 +66,11 @@ class Table:
     index: pd.Index[Any]
     epsilon: Array
     integers: dict[int, tuple[int, Array]]
+    kept: NDArray[np.intp] | None = None
+    whole: pd.Index[Any] | None = None
 
 
-def tabulate(X: Any, columns: Sequence[str] | None = None) -> Table:
+def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing = "error") -> Table:
     """Read a table, or some of its columns.
 
     Parameters
@@ -70,6 +80,8 @@ def tabulate(X: Any, columns: Sequence[str] | None = None) -> Table:
         nested sequences, or anything that NumPy can convert.
     columns : sequence of str, optional
         Names of the columns to use, in this order. Default: all.
+    missing : {"error", "drop", "marginalise"}
+        Missing values are refused, their rows left out, or kept as NaN.
 
     Returns
     -------
@@ -81,8 +93,9 @@ def tabulate(X: Any, columns: Sequence[str] | None = None) -> Table:
         One of its subclasses: ShapeError, EmptyDataError, ColumnNameError, NonNumericError,
         MissingValueError, InfiniteValueError.
     ArgumentError
-        If `columns` is not a sequence of names.
+        If `columns` is not a sequence of names, or `missing` is unknown.
     """
+    refuse_unknown(missing)
     frame, _ = _frame(X)
     names = _names(frame.columns)
     if columns is not None:
@@ -94,16 +107,16 @@ def tabulate(X: Any, columns: Sequence[str] | None = None) -> Table:
         absent = [name for name in wanted if name not in names]
         if absent:
             raise ColumnNameError(
-                f"columns: X has no {_listed(absent)}{_did_you_mean(absent[0], names)}; "
-                f"it has {_listed(names, 30)}"
+                f"columns: X has no {listed(absent)}{_did_you_mean(absent[0], names)}; "
+                f"it has {listed(names, 30)}"
             )
         chosen = [j for name in wanted for j, found in enumerate(names) if found == name]
         frame, names = frame.iloc[:, chosen], tuple(names[j] for j in chosen)
     _refuse_duplicates(names)
-    return _numbers(frame, names)
+    return _numbers(frame, names, missing)
 
 
-def align(X: Any, names: Sequence[str]) -> Table:
+def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
     """Read a table whose columns must be `names`: matched by name if it has names.
 
     Parameters
@@ -111,6 +124,8 @@ def align(X: Any, names: Sequence[str]) -> Table:
     X : (n, d) table
         As in `tabulate`; without names of its own its columns are taken in the order of `names`.
     names : sequence of str
+    missing : {"error", "drop", "marginalise"}
+        As in `tabulate`.
 
     Returns
     -------
@@ -124,16 +139,17 @@ def align(X: Any, names: Sequence[str]) -> Table:
     DataError
         As `tabulate`.
     """
+    refuse_unknown(missing)
     frame, is_named = _frame(X)
     found, wanted = _names(frame.columns), tuple(names)
     if is_named or set(found) == set(wanted):
-        missing = [name for name in wanted if name not in found]
+        absent = [name for name in wanted if name not in found]
         extra = [name for name in found if name not in wanted]
-        if missing or extra:
-            parts = [f"{_listed(missing)} missing"] * bool(missing)
-            parts += [f"{_listed(extra)} unexpected"] * bool(extra)
+        if absent or extra:
+            parts = [f"{listed(absent)} missing"] * bool(absent)
+            parts += [f"{listed(extra)} unexpected"] * bool(extra)
             raise ColumnNameError(
-                f"X: {'; '.join(parts)}. The mixture was fitted to {_listed(wanted, 30)}: pass "
+                f"X: {'; '.join(parts)}. The mixture was fitted to {listed(wanted, 30)}: pass "
                 "these columns, in any order, or a plain array in this order"
             )
         _refuse_duplicates(found)
@@ -141,17 +157,11 @@ def align(X: Any, names: Sequence[str]) -> Table:
     elif len(found) != len(wanted):
         is_one_row = len(found) == 1 and len(frame) == len(wanted)
         raise ShapeError(
-            f"X has {_count(len(found), 'column')}, but the mixture was fitted to "
-            f"{len(wanted)} ({_listed(wanted, 30)})"
+            f"X has {count(len(found), 'column')}, but the mixture was fitted to "
+            f"{len(wanted)} ({listed(wanted, 30)})"
             + ("; one observation is a table of one row: np.reshape(X, (1, -1))" * is_one_row)
         )
-    return _numbers(frame, wanted)
-
-
-def row_label(label: Any) -> str:
-    """Return a row label as messages show it."""
-    label = label.item() if isinstance(label, np.generic) else label
-    return repr(label) if isinstance(label, str) else str(label)
+    return _numbers(frame, wanted, missing)
 
 
 # Containers: everything becomes a DataFrame, without a copy where that is possible.
@@ -186,7 +196,7 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
         if array.ndim == 1 and isinstance(name, str) and name:  # a polars Series
             frame.columns, is_named = pd.Index([name]), True
     if frame.shape[1] == 0:
-        raise EmptyDataError(f"X has {_count(len(frame), 'row')} but no columns; pass at least one")
+        raise EmptyDataError(f"X has {count(len(frame), 'row')} but no columns; pass at least one")
     if len(frame) == 0:
         raise EmptyDataError("X has no rows; was everything filtered out?")
     return frame, is_named
@@ -232,7 +242,7 @@ def _frame_of_array(array: NDArray[Any], detail: str = "") -> pd.DataFrame:
 
 def _array(X: Any) -> NDArray[Any]:
     if isinstance(X, str | bytes):
-        raise ShapeError(f"X is text ({_shown(X)}); read the file first: pandas.read_csv(path)")
+        raise ShapeError(f"X is text ({shown(X)}); read the file first: pandas.read_csv(path)")
     if hasattr(X, "toarray"):
         raise ShapeError(f"X is a sparse {type(X).__name__}; make it dense: X.toarray()")
     try:
@@ -282,7 +292,7 @@ def _names(labels: pd.Index[Any]) -> tuple[str, ...]:
 def _refuse_duplicates(names: Sequence[str]) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ColumnNameError(
-            f"X has several columns called {_listed(repeated)} (names count as text); "
+            f"X has several columns called {listed(repeated)} (names count as text); "
             "rename them or select others"
         )
 
@@ -293,19 +303,10 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 
-def _listed(names: Sequence[str], limit: int = _SHOWN) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 # Numbers
 
 
-def _numbers(frame: pd.DataFrame, names: tuple[str, ...]) -> Table:
+def _numbers(frame: pd.DataFrame, names: tuple[str, ...], missing: Missing) -> Table:
     n, d = frame.shape
     values = np.empty((n, d))
     epsilon = np.zeros(d)
@@ -326,124 +327,17 @@ def _numbers(frame: pd.DataFrame, names: tuple[str, ...]) -> Table:
             difference = column.view(np.uint64) - np.uint64(smallest % 2**64)
             integers[j] = (smallest, difference.astype(np.float64))
     if offenders:
-        raise NonNumericError(_why_not_numeric(frame, names, offenders))
-    _refuse_not_finite(values, names, frame.index)
-    return Table(values, names, frame.index, epsilon, integers)
-
-
-def to_numbers(column: pd.Series[Any]) -> NDArray[Any] | str:
-    """Return floats (missing: NaN) or 64-bit integers; or say what the column holds instead."""
-    dtype: Any = column.dtype
-    kind = "O" if isinstance(dtype, pd.CategoricalDtype) else getattr(dtype, "kind", "O")
-    if kind in "iu":
-        if column.hasnans:
-            return column.to_numpy(np.float64, na_value=np.nan)
-        return column.to_numpy(np.int64 if kind == "i" else np.uint64)
-    if kind == "f":
-        return column.to_numpy(np.dtype(f"f{dtype.itemsize}"), na_value=np.nan)
-    if isinstance(dtype, pd.CategoricalDtype):
-        return "categories"
-    if isinstance(dtype, pd.StringDtype):
-        return "text" if column.notna().any() else np.full(len(column), np.nan)
-    if kind in _HOLDS:
-        return _HOLDS[kind]
-    return _objects_to_numbers(column.to_numpy(dtype=object))
-
-
-# What a column holds, by the kind of its dtype and by what pandas infers from its objects.
-_HOLDS = {
-    key: what
-    for what, keys in {
-        "booleans": "b boolean",
-        "complex numbers": "c complex",
-        "text": "U S string bytes",
-        "dates": "M date datetime datetime64",
-        "time differences": "m timedelta timedelta64",
-        "periods": "period",
-        "intervals": "interval",
-    }.items()
-    for key in keys.split()
-}
-
-
-def _objects_to_numbers(objects: NDArray[Any]) -> NDArray[Any] | str:
-    inferred = pd.api.types.infer_dtype(objects, skipna=True)
-    is_missing = np.asarray(pd.isna(objects))
-    if inferred not in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
-        return _HOLDS.get(inferred, "mixed objects")
-    try:
-        if inferred == "integer" and not is_missing.any():
-            return objects.astype(np.int64)
-        numbers = np.full(len(objects), np.nan)
-        numbers[~is_missing] = objects[~is_missing].astype(np.float64)
-    except OverflowError:
-        return "integers of more than 64 bits"
-    return numbers
-
-
-def _why_not_numeric(frame: pd.DataFrame, names: tuple[str, ...], offenders: dict[int, str]) -> str:
-    parts, hint = [], ""
-    for j, what in list(offenders.items())[:_SHOWN]:
-        objects = frame.iloc[:, j].to_numpy(dtype=object)
-        i = first_offending(objects)
-        where = f"first {_shown(objects[i])} in row {row_label(frame.index[i])}"
-        parts.append(f"column {names[j]!r} holds {what} ({where})")
-        hint = hint or _hint(objects[i], what)
-    more = f" and {len(offenders) - _SHOWN} more" if len(offenders) > _SHOWN else ""
-    good = [name for j, name in enumerate(names) if j not in offenders]
-    select = f"; columns=[{_listed(good, 30)}] selects the numeric ones" if good else ""
-    return f"X: {'; '.join(parts)}{more}{hint}{select}"
-
-
-def first_offending(objects: NDArray[Any]) -> int:
-    """Return the position of the first object that is no number (of 64 bits)."""
-    return next((i for i, value in enumerate(objects) if _is_offending(value)), 0)
-
-
-def _is_offending(value: Any) -> bool:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return not -(2**63) <= value < 2**63
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
-        return not (pd.api.types.is_scalar(value) and pd.Series([value], dtype=object).hasnans)
-    return False
-
-
-def _hint(value: Any, what: str) -> str:
-    if what == "integers of more than 64 bits":
-        return "; drop it if it is an identifier, else convert it: .astype(float)"
-    if what == "text" and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(value)):
-        return "; is this a decimal comma? Read the file with decimal=','"
-    if what == "text" and re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", str(value)):
-        return "; numbers stored as text are converted by pandas.to_numeric"
-    return ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _refuse_not_finite(values: Array, names: tuple[str, ...], index: pd.Index[Any]) -> None:
+        raise NonNumericError(why_not_numeric(frame, names, offenders))
     if np.isfinite(values).all():
-        return
-    if (is_missing := np.isnan(values)).any():
-        raise MissingValueError(
-            f"X has {_cells(is_missing, names, index, 'missing value')}. Drop these rows "
-            "(X.dropna()) or impute them; marginalising over missing values is not there yet"
+        return Table(values, names, frame.index, epsilon, integers)
+    refuse_not_finite(values, names, frame.index, missing)
+    if missing == "marginalise":
+        return Table(values, names, frame.index, epsilon, integers)
+    kept = np.flatnonzero(~np.isnan(values).any(axis=1))
+    if not len(kept):
+        raise EmptyDataError(
+            f"X has missing values in each of its {count(n, 'row')}: none is left; "
+            "missing='marginalise' uses incomplete rows"
         )
-    raise InfiniteValueError(
-        f"X has {_cells(np.isinf(values), names, index, 'infinite value')}. "
-        "Drop these rows or correct them (a division by zero, log(0), or an overflow?)"
-    )
-
-
-def _cells(
-    is_bad: NDArray[np.bool_], names: tuple[str, ...], index: pd.Index[Any], noun: str
-) -> str:
-    rows, columns = np.nonzero(is_bad)
-    shown = [
-        f"row {row_label(index[i])}, column {names[j]!r}"
-        for i, j in zip(rows[:_SHOWN], columns[:_SHOWN], strict=True)
-    ]
-    more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"{_count(len(rows), noun)}: {'; '.join(shown)}{more}"
+    left = _numbers(frame.iloc[kept], names, missing)
+    return replace(left, kept=kept, whole=frame.index)

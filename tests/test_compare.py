@@ -418,7 +418,8 @@ class TestTables:
             *("mean", "sd", "eti90_lower", "eti90_upper"),
             *("mcse", "ess_bulk", "ess_tail", "r_hat"),
         ]
-        assert one.attrs == {"ci_kind": "wald", "ci_prob": 0.95}
+        errors = {"se_method": "unknown", "se_note": ""}  # the record does not say
+        assert one.attrs == {"ci_kind": "wald", "ci_prob": 0.95} | errors
         assert other.attrs == {"ci_kind": "eti", "ci_prob": 0.9}
 
     def test_summary_is_the_comparison_s_numbers(

@@ -304,7 +304,7 @@ def with_cell(value, row=17, column=1):
 )
 def test_missing_values_are_refused(X):
     with refused(
-        errors.MissingValueError, "1 missing", "row 17, column 'b'", "impute", "not there"
+        errors.MissingValueError, "1 missing", "row 17, column 'b'", "impute", "marginalise"
     ):
         read(X)
 

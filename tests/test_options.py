@@ -55,7 +55,7 @@ def test_with_equal_spheres_hard_assignment_is_kmeans(k):
     assert_allclose(p.mean, means.cluster_centers_[order], rtol=1e-10)
     assert_allclose(p.covariance[0], np.eye(4) * means.inertia_ / x.size, rtol=1e-10, atol=1e-14)
     assert_allclose(p.weight, 1.0 / k)
-    assert_array_equal(bg.predict(found, IRIS), np.argsort(order)[means.labels_])
+    assert_array_equal(bg.predict(found, x), np.argsort(order)[means.labels_])
 
 
 @pytest.mark.parametrize("family", registry.EVERY, ids=str)
@@ -250,8 +250,8 @@ def test_one_covariance_of_a_family_that_shares_is_refused():
     covariance = np.stack([np.eye(2), 2 * np.eye(2)])
     with pytest.raises(ArgumentError, match="none of EEE"):
         fit(bg.GaussianMixture(2, "EEE"), FAITHFUL, fixed={"covariance": covariance})
+    covariance = np.array([[[1.0, 0.5], [0.5, 1.0]]] * 2)
     with pytest.raises(ArgumentError, match="none of VVI"):
-        covariance = np.array([[[1.0, 0.5], [0.5, 1.0]]] * 2)
         fit(bg.GaussianMixture(2, "VVI"), FAITHFUL, fixed={"covariance": covariance})
 
 

@@ -1,0 +1,1 @@
+"""Long checks, each with a command of its own: python -m validation.NAME."""
