@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bayesgmm.conditioning import marginal as marginal
     from bayesgmm.conditioning import regress as regress
     from bayesgmm.covariance import Covariance as Covariance
+    from bayesgmm.delta import derived as derived
+    from bayesgmm.delta import vcov as vcov
     from bayesgmm.fit import fit_em as fit_em
     from bayesgmm.laplace import fit_laplace as fit_laplace
     from bayesgmm.lrt import bootstrap_lrt as bootstrap_lrt
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
+    from bayesgmm.profiling import profile as profile
     from bayesgmm.resampling import bootstrap as bootstrap
     from bayesgmm.resampling import jackknife as jackknife
     from bayesgmm.resampling import percentile_intervals as percentile_intervals
@@ -69,6 +72,7 @@ _WHERE = {
     "bootstrap_lrt": "lrt",
     "compare": "comparison",
     "conditional": "conditioning",
+    "derived": "delta",
     "fit_em": "fit",
     "fit_laplace": "laplace",
     "format_table": "comparison",
@@ -82,6 +86,7 @@ _WHERE = {
     "plot_select": "plots_em",
     "predict": "prediction",
     "predict_proba": "prediction",
+    "profile": "profiling",
     "regress": "conditioning",
     "report": "page",
     "sample_posterior": "bayes",
@@ -93,6 +98,7 @@ _WHERE = {
     "summary": "rows",
     "to_frame": "comparison",
     "to_pymc": "model",
+    "vcov": "delta",
 }
 _MODULES = ("datasets", "errors")
 

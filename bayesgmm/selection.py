@@ -249,7 +249,7 @@ def _all(
             each = (one for specs in by_size.values() for one in _of_one_size(X, specs, options))
             keep(_track(each, len(grid), progressbar))
         else:
-            joblib = import_module("joblib")  # scikit-learn's; its processes need no main guard
+            joblib = import_module("joblib")  # its processes need no main guard
             pool = joblib.Parallel(cores, return_as="generator_unordered")
             tasks = (joblib.delayed(_in_a_list)(X, s, options) for s in by_size.values())
             for results in _track(pool(tasks), len(by_size), progressbar):

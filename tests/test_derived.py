@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 
 import bayesgmm as bg
 from bayesgmm.coordinates import chart_about
-from bayesgmm.derived import derived, vcov
+from bayesgmm.delta import derived, vcov
 from bayesgmm.errors import ArgumentError, ColumnNameError, FitWarning
 from bayesgmm.information import observed_information
 from bayesgmm.moments import Parameters, accumulate

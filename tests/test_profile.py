@@ -14,10 +14,10 @@ from scipy.optimize import brentq, minimize
 from scipy.stats import chi2, norm
 
 import bayesgmm as bg
-from bayesgmm.derived import derived
+from bayesgmm.delta import derived
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
 from bayesgmm.moments import Parameters
-from bayesgmm.profile import profile
+from bayesgmm.profiling import profile
 from bayesgmm.tree import point
 from validation import coverage
 

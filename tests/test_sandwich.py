@@ -15,7 +15,7 @@ import bayesgmm as bg
 from bayesgmm import tree
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import read
-from bayesgmm.derived import derived, vcov
+from bayesgmm.delta import derived, vcov
 from bayesgmm.em import run
 from bayesgmm.errors import ArgumentError, FitWarning
 from bayesgmm.estimate import Estimate

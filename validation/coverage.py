@@ -31,9 +31,9 @@ from scipy.stats import t as student
 
 import bayesgmm as bg
 from bayesgmm import labels, quantities
-from bayesgmm.derived import errors_on_scale
+from bayesgmm.delta import errors_on_scale
 from bayesgmm.estimate import estimate_of
-from bayesgmm.profile import profile
+from bayesgmm.profiling import profile
 from bayesgmm.progress import is_wanted
 from bayesgmm.rows import Row, parameter_rows, take, wald_interval
 from bayesgmm.tree import DIMS, point
