@@ -104,8 +104,7 @@ def regimes() -> list[Regime]:
 def nearest(truth: bg.Parameters, spec: bg.GaussianMixture) -> bg.Parameters:
     """Return the normal mixture nearest to one of Student's components, in one column.
 
-    Maximum likelihood on 40 000 quantiles as data.  Default starts find the same optimum: it is the
-    highest.
+    Maximum likelihood on 40 000 quantiles as data, from the truth.
     """
     m = 20_000
     grid = student.ppf((np.arange(m) + 0.5) / m, TAILS)
