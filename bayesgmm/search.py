@@ -118,8 +118,10 @@ def find(
         begins = [p.begin(family) for p in parts]
     else:
         begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng)
+    # Few of the default partitions may differ; the search is no less thorough for that.
+    is_thorough = len(begins) > n_finish or (len(parts) > 0 and n_starts > n_finish)
     if settings.assignment == "stochastic":  # no run says early what it promises
-        n_finish = len(begins)
+        n_finish, is_thorough = len(begins), False
     if len(begins) <= n_finish and sample is not data:
         begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng)
     fixed, is_labelled = settings.fixed, len(data.probability) > 0
@@ -137,7 +139,7 @@ def find(
     runs, twins = search(runner.go, runner.brief, runner.on, begins, n_finish, n_workers, track)
     if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
         runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
-    if len(begins) > n_finish and k > 1:
+    if is_thorough and k > 1:
         if parts and settings.prior is None and fixed is None and not is_labelled:
             runs += _from_nested(runner, k, parts, runs)
         if not keeps_order(data, fixed):

@@ -74,7 +74,7 @@ spec = bg.GaussianMixture(2, "VVV")
 bg.fit_em
 lap("import (EM side)")
 mle = bg.fit_em(spec, X, random_seed=1)
-lap("EM, 10 starts, standard errors")
+lap("EM, standard errors")
 bg.sample_posterior
 lap("import (nutpie, ArviZ)")
 post = bg.sample_posterior(spec, X, mle=mle, random_seed=1, progressbar=False)
