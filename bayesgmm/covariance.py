@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.errors import ArgumentError
-from bayesgmm.rotations import plane_rotations
+from bayesgmm.rotations import ascend
 
 Array = NDArray[np.float64]
 
@@ -202,7 +202,7 @@ def _maximise(family: Covariance, count: Array, scatter: Array, start: Array | N
         value, axes = np.linalg.eigh(scatter)
         first = None if start is None else np.linalg.eigvalsh(start)
         return _rotate(axes, share(count, value, first))
-    return _maximise_common_axes(count, scatter, share, start)
+    return _maximise_common_axes(count, scatter, family.volume == "E", start)
 
 
 def _is_below(one: str, other: str) -> bool:
@@ -293,21 +293,19 @@ def _rotate(axes: Array, diagonal: Array) -> Array:
 
 
 def _maximise_common_axes(
-    count: Array,
-    scatter: Array,
-    share: Share,
-    start: Array | None,
+    count: Array, scatter: Array, is_equal_volume: bool, start: Array | None
 ) -> Array:
     if start is None:
-        pooled = np.linalg.eigh(scatter.sum(axis=0))[1]
-        tries = [pooled, *np.linalg.eigh(scatter)[1]]
+        tries = np.linalg.eigh(np.concatenate([scatter.sum(axis=0)[None], scatter]))[1]
     else:
-        tries = [shared_axes(start)]
-    best, best_value = scatter, -np.inf
+        tries = shared_axes(start)[None]
+    best, best_value = np.full(scatter.shape, np.nan), -np.inf
     for axes in tries:
-        covariance, value = _ascend_common_axes(count, scatter, share, axes)
+        turned = axes.T @ scatter @ axes
+        variance, value = ascend(count, turned, axes, is_equal_volume)  # turns both
         if value > best_value:
-            best, best_value = covariance, value
+            axes = np.broadcast_to(axes, scatter.shape)
+            best, best_value = _rotate(axes, variance), value
     return best
 
 
@@ -317,19 +315,3 @@ def shared_axes(covariance: Array) -> Array:
     # repeated eigenvalue of one component from hiding the axes of another.
     factor = np.trace(covariance, axis1=1, axis2=2) * (1.0 + 0.37 * np.arange(len(covariance)))
     return np.linalg.eigh(_over(covariance, factor).sum(axis=0))[1]
-
-
-def _ascend_common_axes(
-    count: Array, scatter: Array, share: Share, axes: Array
-) -> tuple[Array, float]:
-    value = -np.inf
-    for _ in range(1000):
-        turned = axes.T @ scatter @ axes
-        spread = np.diagonal(turned, axis1=1, axis2=2)
-        diagonal = share(count, spread, None)
-        new = float(-0.5 * (count @ np.log(diagonal).sum(axis=1) + (spread / diagonal).sum()))
-        if not new > value + 1e-14 * abs(new):
-            break
-        value = new
-        axes = axes @ plane_rotations(turned, 1.0 / diagonal)
-    return _rotate(np.broadcast_to(axes, scatter.shape), diagonal), value

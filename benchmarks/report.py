@@ -173,8 +173,9 @@ def _gradient(record: Stage, stages: list[Stage]) -> str:
     missing = "" if result["jax"] else " JAX and NumPyro: not installed."
     head = ["N", "D", "K", "clusters", "who", "time", "ratio"]
     return (
-        f"### {_threads(record)}\n\nBy log-weights, means and covariances. Largest relative "
-        f"difference of values: {values:.1e}, of gradients: {slopes:.1e}.{missing}\n\n"
+        f"### {_threads(record)}\n\nBy log-weights, means and covariances. What Numba has "
+        f"compiled is called from compiled code, as a sampler calls it; JAX and *all cores* from "
+        f"Python. Largest relative difference of values: {values:.1e}, of gradients: {slopes:.1e}.{missing}\n\n"
         f"{table(head, rows)}"
     )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 Seconds = Callable[[int], float]  # what so many calls take together
 
@@ -24,6 +27,23 @@ def looped(function: Callable[[], object]) -> Seconds:
         began = time.perf_counter()
         for _ in range(calls):
             function()
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def enclosed(call: partial[Any]) -> Seconds:
+    """Return how long so many calls of a function compiled by Numba take, from compiled code."""
+    function, arguments = call.func, call.args
+
+    @njit
+    def repeat(calls: int, arguments: Any) -> None:
+        for _ in range(calls):
+            function(*arguments)
+
+    def seconds(calls: int) -> float:
+        began = time.perf_counter()
+        repeat(calls, arguments)
         return time.perf_counter() - began
 
     return seconds
