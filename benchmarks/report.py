@@ -175,7 +175,8 @@ def _gradient(record: Stage, stages: list[Stage]) -> str:
     return (
         f"### {_threads(record)}\n\nBy log-weights, means and covariances. What Numba has "
         f"compiled is called from compiled code, as a sampler calls it; JAX and *all cores* from "
-        f"Python. Largest relative difference of values: {values:.1e}, of gradients: {slopes:.1e}.{missing}\n\n"
+        f"Python. Largest relative difference of values: {values:.1e}, of gradients: "
+        f"{slopes:.1e}.{missing}\n\n"
         f"{table(head, rows)}"
     )
 
