@@ -98,7 +98,8 @@ class Fixed:
         mean = np.where(self.has_mean, self.mean, p.mean)
         own = self.has_covariance[:, None, None]
         covariance = np.where(own, self.covariance, p.covariance)
-        return Parameters(self.weights(p.weight), mean, covariance)
+        weights = p.weights if p.noise is not None else self.weights(p.weight)
+        return p.moved(weights, mean, covariance)
 
     def matched(self, p: Parameters, unit: Array) -> Parameters:
         """Return parameters with components in the order that is nearest to what is fixed.
@@ -130,7 +131,7 @@ class Fixed:
     def restrict(self, information: Information, p: Parameters, family: Covariance) -> Information:
         """Return the information about what is free."""
         k = p.k
-        known = self.has_weight
+        known = self.has_weight  # never with a noise component
         basis = np.eye(k)[:, ~known]
         # Log-weights that leave the fixed weights, and so the sum of the free ones, as they are.
         if known.any() and basis.shape[1]:
@@ -138,13 +139,14 @@ class Fixed:
         basis = (basis - basis[:1])[1:]
         if not known.any():
             basis = np.eye(k - 1)
+        noise = np.eye(len(p.weights) - k)
         # delta = W (mean - estimate): directions in which no fixed element of L delta moves.
         means = [
             null_space(p.factor[j][o]) if o.any() else np.eye(p.d)
             for j, o in enumerate(self.has_mean)
         ]
         spread = free_directions(p, family, ~self.has_covariance)
-        return restricted(information, block_diag(basis, *means, spread))
+        return restricted(information, block_diag(basis, *means, spread, noise))
 
     def count(self, k: int, d: int, family: Covariance) -> int:
         """Count the parameters that are not free because of this."""

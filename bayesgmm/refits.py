@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
@@ -18,6 +18,7 @@ from bayesgmm.em import Run, run
 from bayesgmm.errors import NotYetSupportedError, NumericalError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.noise import SHARE, with_noise
 from bayesgmm.replicates import climb, data_of, prior_of
 from bayesgmm.resolved import PseudoData
 from bayesgmm.start import Start, starts
@@ -144,7 +145,11 @@ def refit(
     # Where labels are known, other starts would have to be told of them.
     is_open = k > 1 and not len(data.probability)
     if rng is not None and is_open and methods and len(np.unique(data.x, axis=0)) >= k:
-        begins += starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
+        noise = task.estimate.noise and replace(task.estimate.noise, weight=SHARE)
+        begins += [
+            replace(b, parameters=with_noise(b.parameters, noise))
+            for b in starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
+        ]
     runs = []
     for begin in begins:
         found = climb(data, family, begin, prior=task.prior, tol=tol, threads=threads, stop=stop)
@@ -188,11 +193,12 @@ def with_optimum(found: Sequence[Refit], wanted: int) -> list[Refit]:
 
 def aligned(task: Task, usable: Sequence[Refit]) -> tuple[dict[str, Array], labels.Labels, Array]:
     """Return estimates (s, ...) in data units with the labels of the fit's, labels and margins."""
-    raw = {n: np.stack([getattr(r.run.parameters, n) for r in usable]) for n in tree.DIMS}
+    each = [tree.arrays(r.run.parameters) for r in usable]
+    raw = {n: np.stack([one[n] for one in each]) for n in each[0]}
     found = labels.align(raw["weight"], raw["mean"], raw["covariance"], task.estimate)
-    ordered = {n: labels.apply(found.permutation, v) for n, v in raw.items()}
-    natural = task.data.to_data_units(Parameters(**ordered))
-    return {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
+    ordered = {n: labels.apply(found.permutation, raw[n]) for n in tree.DIMS}
+    natural = task.data.to_data_units(tree.components(ordered))
+    return raw | {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
 
 
 def ambiguous_share(margin: Array) -> float:

@@ -144,7 +144,7 @@ def bootstrap(
     make: dict[str, Callable[[Data, np.random.Generator], Data]] = {
         "nonparametric": resampled,
         "weighted": reweighted,
-        "parametric": partial(simulated, parameters=task.estimate),
+        "parametric": partial(simulated, parameters=task.estimate, region=tree.region_of(fit)),
     }
     if kind == "parametric" and len(task.data.probability):
         raise NotYetSupportedError(
@@ -181,6 +181,7 @@ def bootstrap(
         "draws": "independent",
         "of": fit.attrs["estimate"],
         "spec": fit.attrs["spec"],
+        "noise": fit.attrs.get("noise", ""),
         "fingerprint": fit.attrs["fingerprint"],
         "stop_reason": "completed" if len(found) == draws else "interrupted",
         "random_seed": seed,
@@ -362,7 +363,7 @@ def _labelled(boot: Any) -> xr.Dataset:
             "single one have no errors. Use what has no labels (label_free, score), or fit fewer "
             "components",
         )
-    return boot["posterior"].to_dataset()[list(tree.DIMS)]
+    return boot["posterior"].to_dataset()[list(tree.dims_of(boot))]
 
 
 def _all(
@@ -382,6 +383,8 @@ def _tree(task: Task, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.Dat
     value, permutation, margin = aligned(task, usable)
     both, shift = ("chain", "draw"), task.data.log_jacobian
     draws = {n: v[None] for n, v in value.items()}
+    shown = {n: draws[n] for n in tree.DIMS}
+    shown["weight"] = shown["weight"] / shown["weight"].sum(axis=-1, keepdims=True)  # no noise
     index = {"chain": [0], "draw": np.arange(len(usable))}
 
     def by_draw(values: Any) -> tuple[tuple[str, str], Array]:
@@ -390,7 +393,7 @@ def _tree(task: Task, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.Dat
     loglik = by_draw(np.array([r.loglik for r in usable]) + shift)
     free = {
         name: ((*both, *(f"{name}_dim{i}" for i in range(v.ndim - 2))), v)
-        for name, v in label_free(**draws).items()
+        for name, v in label_free(**shown).items()
     }
     known: Labels = permutation[None]
     groups = {
