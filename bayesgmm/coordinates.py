@@ -98,7 +98,7 @@ class Chart:
         moves = (np.abs(self.logs) + np.abs(self.turns)).sum(axis=(2, 3)) > 0
         means = np.repeat(np.arange(k) == j, d)
         alone = moves[:, j] & (moves.sum(axis=1) == 1)
-        noise = np.zeros(self.about.noise is not None, dtype=bool)
+        noise = np.zeros(len(self.about.weights) - k, dtype=bool)
         return np.concatenate([np.zeros(k - 1, dtype=bool), means, alone, noise])
 
     def curvature(self, moments: Moments) -> Array:
