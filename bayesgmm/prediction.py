@@ -91,7 +91,7 @@ def simulate(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit)
+    mixture = mixtures_of(fit)
     n = whole_number("n", n, least=1)
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
@@ -145,7 +145,7 @@ def score(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -190,7 +190,7 @@ def predict_proba(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -253,8 +253,8 @@ class _Mixture:
         return list(zip(log_weight, mean, whitening, strict=True))
 
 
-def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
-    """Return checked draws, some or all."""
+def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
+    """Return the checked draws of a fit, some or all; of `Parameters` one."""
     if isinstance(fit, Parameters):
         arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
         _check_shapes(*arrays)
