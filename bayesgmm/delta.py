@@ -24,7 +24,6 @@ from scipy.special import ndtri
 
 from bayesgmm import quantities
 from bayesgmm.arguments import share
-from bayesgmm.coordinates import chart_about
 from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError
 from bayesgmm.estimate import Estimate, estimate_of
@@ -46,7 +45,7 @@ def vcov(fit: xr.DataTree, *, kind: Kind = "observed") -> pd.DataFrame:
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, with all parameters free. It holds its data; their weights are frequencies.
+        By `fit_em`, with soft assignment. It holds its data; their weights are frequencies.
     kind : {"observed", "sandwich", "opg"}
         The inverse of the observed information; robust against a wrong model; from outer products
         of gradients (not for MAP). `bayesgmm.uncertainty` says what they mean.
@@ -55,13 +54,14 @@ def vcov(fit: xr.DataTree, *, kind: Kind = "observed") -> pd.DataFrame:
     -------
     DataFrame
         Square, with the labels of `summary`, in units of the data. Its rank is the number of free
-        parameters at most: the weights sum to one, and the covariances are of one family. NaN
-        where there is none; ``attrs["se_note"]`` says why.
+        parameters at most: the weights sum to one, and the covariances are of one family. 0 for
+        what is fixed, which does not vary (as in the errors of lavaan and of `summary`); NaN where
+        there is none, and ``attrs["se_note"]`` says why.
 
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM with all parameters free, or ``kind`` none for it.
+        If ``fit`` is no such fit, or ``kind`` none for it.
     """
     estimate = estimate_of(fit)
     found = estimate.uncertainty(kind)
@@ -97,7 +97,7 @@ def derived(
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, with all parameters free.
+        By `fit_em`, with soft assignment. What it holds fixed does not vary.
     function : callable, optional
         From `Parameters` in units of the data to a number, an array of numbers or a mapping of
         names to numbers; smooth, and defined near the estimate. Default: weights, standard
@@ -161,7 +161,7 @@ def derived(
 
 def errors_on_scale(estimate: Estimate, found: Uncertainty, asked: Quantities) -> Array:
     """Return the standard errors (m,) of quantities on their scales; NaN where there is none."""
-    chart = chart_about(estimate.parameters, estimate.family)
+    chart = estimate.chart(estimate.parameters)
     slope = asked.slope(chart)
     se = np.sqrt(np.maximum(np.einsum("ip,pq,iq->i", slope, found.covariance, slope), 0.0))
     # A function has no error where it moves with what has none.

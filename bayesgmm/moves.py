@@ -82,7 +82,9 @@ def _replaced(
     p: Parameters, j: int, mean: tuple[Array, Array], covariance: tuple[Array, Array]
 ) -> Parameters:
     def with_two(array: Array, two: tuple[Array, Array]) -> Array:
-        return np.concatenate([np.delete(array, j, axis=0), np.array(two)])
+        found = np.concatenate([array, np.array(two[1:])])  # the others keep their place
+        found[j] = two[0]
+        return found
 
     half = 0.5 * p.weight[j]
     return replace(

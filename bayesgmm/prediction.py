@@ -94,7 +94,7 @@ def simulate(
         If an argument is wrong, or parameters are not those of a mixture; or if they have a noise
         component of which no more than its volume is known.
     """
-    mixture = _mixture(fit)
+    mixture = mixtures_of(fit)
     n = whole_number("n", n, least=1)
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
@@ -152,7 +152,7 @@ def score(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -198,7 +198,7 @@ def predict_proba(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -281,8 +281,8 @@ class _Mixture:
         return list(zip(log_weight, mean, whitening, strict=True))
 
 
-def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
-    """Return checked draws, some or all."""
+def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
+    """Return the checked draws of a fit, some or all; of `Parameters` one."""
     if isinstance(fit, Parameters):
         arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
         _check_shapes(*arrays)

@@ -22,6 +22,7 @@ from bayesgmm import kernel
 from bayesgmm.coordinates import Chart
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
+from bayesgmm.fixed import Part
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.rows import Row, printable
 
@@ -70,8 +71,8 @@ class Quantities:
         pairs = zip(self.scales, columns, strict=True)
         return np.stack([SCALES[scale][which](column) for scale, column in pairs], axis=-1)
 
-    def slope(self, chart: Chart) -> Array:
-        """Return (m, p): derivatives on the scales by a family's coordinates, at their origin.
+    def slope(self, chart: Chart | Part) -> Array:
+        """Return (m, p): derivatives on the scales by coordinates, at their origin.
 
         By central differences of fourth order, along directions that stay within the family.
         """

@@ -15,7 +15,7 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.tree import dims_of, names_of, spec_of
+from bayesgmm.tree import dims_of, names_of, spec_of, whole
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
     Raises
     ------
     ArgumentError
-        If ``ci_prob`` is not between 0 and 1.
+        If ``fit`` is no fit, or ``ci_prob`` not between 0 and 1.
     """
     check_prob(ci_prob)
+    whole("fit", fit)
     rows = parameter_rows(spec_of(fit), names_of(fit))
     level = f"{100 * ci_prob:g}"
     if has_draws(fit):
@@ -186,6 +187,16 @@ def wald_interval(estimate: Array, se: Array, ci_prob: float) -> tuple[Array, Ar
     """Return estimate -/+ the normal quantile times the standard error."""
     half = ndtri(0.5 + 0.5 * ci_prob) * se
     return estimate - half, estimate + half
+
+
+def interval_overlap(lower: Array, upper: Array, other_lower: Array, other_upper: Array) -> Array:
+    """Return length of intersection / length of union: 1 for equal intervals, 0 for disjoint."""
+    common = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
+    common = np.maximum(common, 0.0)
+    union = (upper - lower) + (other_upper - other_lower) - common
+    equal = (lower == other_lower) & (upper == other_upper)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(equal, 1.0, common / union)
 
 
 def summarise_draws(draws: Array, ci_prob: float, independent: bool = False) -> dict[str, Array]:

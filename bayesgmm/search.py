@@ -13,6 +13,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
 from bayesgmm.em import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.fixed import Fixed
+from bayesgmm.labels import Labels
 from bayesgmm.moments import Noise
 from bayesgmm.multistart import Track, improve, is_interrupted, run_all, search, workers
 from bayesgmm.noise import crowded, with_noise
@@ -134,15 +135,8 @@ def find(
     if len(begins) <= n_finish and sample is not data:
         inner = _inner(data, settings, k)
         begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
-    fixed, is_labelled = settings.fixed, len(data.probability) > 0
-    if is_labelled:
-        begins = with_labels(sample, family, k, begins)
-    if fixed is not None and fixed.names_components:
-        unit = np.sqrt(np.diagonal(data.covariance))
-        begins = [
-            b if b.method in GIVEN else replace(b, parameters=fixed.matched(b.parameters, unit))
-            for b in begins
-        ]
+    fixed = settings.fixed
+    begins = in_order(begins, sample, family, fixed)
     seeds = rng.integers(2**63, size=len(begins))
     begins = [
         replace(b, seed=int(s), parameters=with_noise(b.parameters, settings.noise))
@@ -153,7 +147,7 @@ def find(
     if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
         runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
     if is_thorough and k > 1:
-        if parts and settings.prior is None and fixed is None and not is_labelled:
+        if parts and settings.prior is None and fixed is None and not len(data.probability):
             runs += _from_nested(runner, k, parts, runs)
         if not keeps_order(data, fixed):
             runs += _moved(runner, runs, n_workers, track)
@@ -171,6 +165,36 @@ def _inner(data: Data, settings: Settings, k: int) -> Data | None:
 def keeps_order(data: Data, fixed: Fixed | None) -> bool:
     """Whether components can be told apart by something known of them, and must not be moved."""
     return len(data.probability) > 0 or (fixed is not None and fixed.names_components)
+
+
+def kinds(data: Data, fixed: Fixed | None) -> Labels | None:
+    """Return a number for each component, the same where the same is known; None if nothing is."""
+    known = [data.probability.T] if len(data.probability) else []
+    if fixed is not None:
+        k = len(fixed.weight)
+        known += [a.reshape(k, -1) for a in (fixed.weight, fixed.mean, fixed.covariance)]
+    if not known:
+        return None
+    rows = np.nan_to_num(np.concatenate(known, axis=1), nan=np.inf)
+    return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+
+
+def in_order(
+    begins: list[Start], data: Data, family: Covariance, fixed: Fixed | None
+) -> list[Start]:
+    """Return starts whose components are in the order of what is known of them.
+
+    The user's own stay as they are; see `start.with_labels` for what known labels add.
+    """
+    if len(data.probability):
+        begins = with_labels(data, family, data.probability.shape[1], begins)
+    if fixed is None or not fixed.names_components:
+        return begins
+    unit = np.sqrt(np.diagonal(data.covariance))
+    return [
+        b if b.method in GIVEN else replace(b, parameters=fixed.matched(b.parameters, unit))
+        for b in begins
+    ]
 
 
 def _moved(runner: Runner, runs: Sequence[Run], n_workers: int, track: Track) -> list[Run]:

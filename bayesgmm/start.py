@@ -24,6 +24,7 @@ from bayesgmm.resolved import pseudo_data, pseudo_moments
 GIVEN = ("parameters", "labels")  # the user's own
 OTHERS = ("kmeans", "random", "random", "random")  # k-means often finds the same again
 METHODS = ("ellipsoids", "ward", "kmeans", "random")
+_MOST_SORTED = 100_000  # rows; of more, those that are the same are not looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +217,8 @@ def with_labels(data: Data, family: Covariance, k: int, begins: list[Start]) -> 
     from the rows of which something is known comes first, if they are of all components.
     """
     known = np.flatnonzero((data.probability != data.probability[:, :1]).any(axis=1))
+    if not len(known):  # as in a part of the rows
+        return begins
     part = data.rows(known)
     weight = part.weight if len(part.weight) else np.ones(part.n)
     share = weight[:, None] * part.probability
@@ -263,21 +266,56 @@ def partitions(
         # The hierarchical methods draw nothing at random: once is enough.
         methods = [method] * (1 if method in METHODS[:2] else n)
     found: dict[bytes, Partition] = {}
-    for one in (_partition(data, k, method, rng) for method in methods):
+    distinct = _Distinct.of(data)
+    for one in (_partition(data, distinct, k, method, rng) for method in methods):
         # Labels in the order in which they appear first: the same groups are the same bytes.
         begin, which = np.unique(one.labels, return_index=True, return_inverse=True)[1:]
         found.setdefault(np.argsort(np.argsort(begin))[which].tobytes(), one)
     return list(found.values())
 
 
-def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Partition:
+@dataclass(frozen=True, eq=False)
+class _Distinct:
+    """The different rows, in the order in which they come first, so that repeated ones are weights.
+
+    Parameters
+    ----------
+    rows : (m, d) array
+        What is missing is filled in.
+    weight : (m,) array
+    which : (n,) array of int
+        Where each row of the data is among them; a row of weight 0 anywhere.
+    """
+
+    rows: Array
+    weight: Array
+    which: Labels
+
+    @staticmethod
+    def of(data: Data) -> _Distinct:
+        """Return the different rows of data."""
+        weight = data.weight if len(data.weight) else np.ones(data.n)
+        if data.n > _MOST_SORTED:
+            return _Distinct(data.filled, weight, np.arange(data.n))
+        present = np.flatnonzero(weight > 0)
+        rows, first, which = np.unique(
+            data.filled[present], axis=0, return_index=True, return_inverse=True
+        )
+        order = np.argsort(first)
+        place = np.zeros(data.n, dtype=np.intp)
+        place[present] = np.argsort(order)[which.ravel()]
+        return _Distinct(rows[order], np.bincount(place[present], weight[present]), place)
+
+
+def _partition(
+    data: Data, distinct: _Distinct, k: int, method: str, rng: np.random.Generator
+) -> Partition:
     if method in ("ellipsoids", "ward"):
         return _agglomerated(data, k, method, rng)
     from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
 
     sd = np.sqrt(np.diagonal(data.covariance))
-    x = data.filled / sd
-    weight = data.weight if len(data.weight) else np.ones(data.n)
+    x, weight = distinct.rows / sd, distinct.weight
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
         model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
@@ -287,7 +325,7 @@ def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Par
     if len(np.unique(labels[weight > 0])) < k:
         centers = kmeans_plusplus(x, k, sample_weight=weight, random_state=seed)[0]
         labels = _nearest(x, centers)
-    return Partition(method, data, labels, k)
+    return Partition(method, data, labels[distinct.which], k)
 
 
 def _nearest(rows: Array, centers: Array) -> Labels:

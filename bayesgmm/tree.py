@@ -110,19 +110,41 @@ def names_of(fit: xr.DataTree) -> tuple[str, ...]:
     return tuple(str(name) for name in fit["posterior"]["feature"].to_numpy())
 
 
+def whole(argument: str, fit: Any, *groups: str) -> xr.DataTree:
+    """Return a fit that has what is needed of it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no fit, naming the argument, or lacks one of the groups, naming these.
+    """
+    if not isinstance(fit, xr.DataTree):
+        raise ArgumentError(argument, f"must be a fit (a DataTree), not {type(fit).__name__}")
+    if missing := _missing(fit):
+        raise ArgumentError(argument, f"must be a fit; this tree has no {missing}")
+    if absent := [name for name in groups if name not in fit.children]:
+        raise ArgumentError(
+            argument,
+            f"must be a whole fit, with {', '.join(absent)}; marginal and conditional leave only "
+            "a part of one",
+        )
+    return fit
+
+
 def save(fit: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a fit to a NetCDF file, whole or not at all.
 
     Raises
     ------
     ArgumentError
-        If the folder does not exist, or ``path`` is one.
+        If the folder does not exist, or ``path`` is one; if ``fit`` is no fit.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise ArgumentError("path", f"the folder {target.parent} does not exist")
     if target.is_dir():
         raise ArgumentError("path", f"{target} is a folder; give the name of a file")
+    whole("fit", fit)
     with atomic(target) as temporary:
         fit.to_netcdf(temporary, engine="netcdf4")
     return target

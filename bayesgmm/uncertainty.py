@@ -33,7 +33,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.fixed import Fixed
-from bayesgmm.information import Information, natural_errors, outer_products
+from bayesgmm.information import Information, natural_errors, outer_products, restricted
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.resolved import PseudoData
 
@@ -169,7 +169,7 @@ def uncertainty(
     if kind != "observed":
         outer = outer_products(data.groups, parameters, family)
         if held is not None:
-            outer = held.restrict(outer, parameters, family)
+            outer = restricted(outer, held.directions(parameters, family))
         if found is not None:
             found, trouble = _robust(kind, found, outer)
     p = len(information.gradient)

@@ -2,8 +2,8 @@
 
 Old Faithful, and simulated mixtures whose components overlap, from the partition that made them.
 Both are stopped by the same rule, and must end at the same log-likelihood.  A pass whose result was
-rejected counts.  Run ``python -m benchmarks.acceleration [--out docs/acceleration.md]`` with nothing
-else on the machine.
+rejected counts.  Run ``python -m benchmarks.acceleration [--out docs/acceleration.md]``, with
+nothing else on the machine.
 """
 
 from __future__ import annotations
