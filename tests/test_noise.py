@@ -14,15 +14,18 @@ import pandas as pd
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from typer.testing import CliRunner
 
 import bayesgmm as bg
 from bayesgmm import groups, moments, noise, tree
+from bayesgmm.cli import app
 from bayesgmm.coordinates import chart_about
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.data import read
 from bayesgmm.errors import ArgumentError, NotYetSupportedError
 from bayesgmm.estimate import estimate_of
 from bayesgmm.information import outer_products
+from bayesgmm.sklearn import GaussianMixture
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "noise.json").read_text())
 
@@ -346,3 +349,36 @@ class TestOtherVerbs:
         boot = bg.bootstrap(fit, draws=60, random_seed=1)
         table = bg.compare(fit, boot).to_dataframe()
         assert "noise_weight" in set(table["label"])
+
+    def test_selection_has_it(self) -> None:
+        found = bg.select(
+            noisy(), n_components=[1, 2, 3], covariance=["EEE", "VVV"], noise=True, random_seed=1
+        )
+        assert found.best.attrs["spec"] == bg.GaussianMixture(2, "EEE", noise=True).to_json()
+        table = bg.summary(found.best)
+        assert "noise_weight" in table.index
+
+    def test_the_command_line_has_it(self, tmp_path) -> None:
+        noisy().to_csv(tmp_path / "x.csv", index=False)
+        out = ["-k", "2", "--noise", "-o", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, ["fit", str(tmp_path / "x.csv"), *out])
+        assert done.exit_code == 0, done.output
+        assert "noise_weight" in done.output
+
+    def test_scikit_learn_has_it(self) -> None:
+        x = noisy().to_numpy()
+        model = GaussianMixture(2, noise=True, random_state=1).fit(x)
+        assert set(model.predict(x)) == {-1, 0, 1}
+        assert model.predict_proba(x).shape == (len(x), 3)
+        assert list(model.get_feature_names_out()) == [f"gaussianmixture{j}" for j in range(3)]
+        assert model.weights_.sum() < 1.0
+
+    def test_what_it_is_not_there_for_is_refused_by_name(self, fit) -> None:
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            bg.marginal(fit, ["a"])
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            bg.conditional(fit, {"a": 0.0})
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            bg.regress(tree.point(fit), [[0.0]], [1])
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            bg.bootstrap_lrt(fit, draws=9, random_seed=1)
