@@ -170,12 +170,6 @@ def refuse_unsupported(spec: GaussianMixture) -> None:
         raise NotYetSupportedError(
             "noise", "cannot be sampled yet; EM fits it: use GaussianMixture(..., noise=False)"
         )
-    if spec.covariance.is_polar:
-        raise NotYetSupportedError(
-            "covariance",
-            f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
-            "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
-        )
 
 
 def _checked_noise(noise: Any) -> float | Literal["box"] | None:

@@ -200,6 +200,13 @@ def separation(prior: SeparationPrior, family: Covariance, *, mean: Array, sd: A
         number per feature is given where the family has one scale.
     """
     d = len(mean)
+    if family.is_polar:
+        raise ArgumentError(
+            "prior",
+            f"{family} shares axes but no shape, or shape but no axes, so that its standard "
+            "deviations and correlations cannot be taken apart; use a conjugate prior, or EEE, "
+            "VEE, EVV or VVV",
+        )
     partly_shared = {family.volume, family.shape} == {"E", "V"}
     if partly_shared and not isinstance(prior.scale, LogNormal):
         raise ArgumentError(

@@ -52,6 +52,7 @@ EVERY = [  # only a log-normal scale can be split into volume and shape; the oth
     (letters, name)
     for letters in ALL
     for name in PRIORS
+    if not Covariance(letters).is_polar or isinstance(PRIORS[name], ConjugatePrior)
     if letters not in SPLIT or name not in ("inverse gamma", "half-normal")
 ]
 
