@@ -59,6 +59,7 @@ Starts = Annotated[int, typer.Option(help="Number of EM starts.")]
 MissingCells = Annotated[
     str, typer.Option("--missing", help="Empty cells: error, drop (their rows) or marginalise.")
 ]
+Noise = Annotated[bool, typer.Option("--noise", help="Rows may belong to no component.")]
 Known = Annotated[
     str | None,
     typer.Option(
@@ -109,6 +110,7 @@ def fit(
     components: Components,
     out: Out,
     covariance: Family = "VVV",
+    noise: Noise = False,
     columns: Columns = None,
     missing: MissingCells = "error",
     labels: Known = None,
@@ -127,7 +129,7 @@ def fit(
         from bayesgmm.mixture import GaussianMixture
         from bayesgmm.tree import save
 
-        spec = GaussianMixture(components, covariance)
+        spec = GaussianMixture(components, covariance, noise=noise)
         prepare(out, ("mle.nc",), overwrite)
         given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
         mle = fit_em(spec, given.frame, random_seed=seed, n_starts=n_starts, **given.known)
@@ -149,6 +151,7 @@ def select(
         str, typer.Option(metavar="A,B,...", help="Covariance families, or all.")
     ] = "all",
     criterion: Annotated[str, typer.Option(help="bic, icl or aic.")] = "bic",
+    noise: Noise = False,
     columns: Columns = None,
     missing: MissingCells = "error",
     labels: Known = None,
@@ -180,6 +183,7 @@ def select(
             n_components=range(min_components, max_components + 1),
             covariance=families,
             criterion=criterion,  # type: ignore[arg-type]  # checked there
+            noise=noise,
             n_starts=n_starts,
             cores=cores,
             random_seed=seed,

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from bayesgmm import labels
 from bayesgmm.errors import ArgumentError
-from bayesgmm.moments import Array, Parameters
+from bayesgmm.moments import Array
 from bayesgmm.reasons import Evidence, explain
 from bayesgmm.rows import (
     Row,
@@ -42,7 +42,7 @@ from bayesgmm.rows import (
     take,
     wald_interval,
 )
-from bayesgmm.tree import names_of, spec_of, whole
+from bayesgmm.tree import DIMS, components, names_of, spec_of, whole
 
 CRITERIA = ("loglik", "aic", "bic", "icl", "n_params")
 _COORDINATES = ("label", "variable", "cluster", "feature", "feature_bis")
@@ -316,14 +316,13 @@ def _aligned_estimate(
     point = {name: a[0, 0] for name, a in draws_of(mle).items()}
     flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in draws_of(post).items()}
     finite = np.isfinite(flat["covariance"]).all(axis=(1, 2, 3))
-    pivot = Parameters(**{name: a[finite].mean(axis=0) for name, a in flat.items()})
-    order, margin = labels.match(Parameters(**point), pivot)
-    return (
-        {name: a[order] for name, a in point.items()},
-        {name: a[order] for name, a in standard_errors(mle).items()},
-        order,
-        margin,
-    )
+    pivot = components({name: flat[name][finite].mean(axis=0) for name in DIMS})
+    order, margin = labels.match(components(point), pivot)
+
+    def ordered(arrays: dict[str, Array]) -> dict[str, Array]:
+        return {name: a[order] if name in DIMS else a for name, a in arrays.items()}
+
+    return ordered(point), ordered(standard_errors(mle)), order, margin
 
 
 def _evidence(

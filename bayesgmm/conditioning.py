@@ -38,7 +38,7 @@ import xarray as xr
 from bayesgmm import kernel
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import read_like
-from bayesgmm.errors import ArgumentError, ColumnNameError, PosteriorWarning
+from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.prediction import mixtures_of
@@ -358,6 +358,13 @@ def _systematic(share: Array) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def _names(fit: xr.DataTree | Parameters) -> tuple[str, ...]:
+    has_noise = fit.noise is not None if isinstance(fit, Parameters) else fit.attrs.get("noise")
+    if has_noise:
+        raise NotYetSupportedError(
+            "fit",
+            "has a noise component, of which single columns have no density of their own yet; "
+            "take the components alone: Parameters(weight / weight.sum(), mean, covariance)",
+        )
     if isinstance(fit, Parameters):
         return tuple(f"x{j}" for j in range(np.shape(fit.mean)[-1]))
     if "posterior" not in getattr(fit, "children", {}):

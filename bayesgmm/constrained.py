@@ -211,8 +211,9 @@ def _complete(chart: Chart | Part, moments: Moments) -> Array:
     """Diagonal of the complete-data information, up to what sums about another place add."""
     p, q = chart.about, len(chart.basis)
     alpha, delta, s = slots(p.k, p.d, q)
-    full = np.zeros(p.k * (1 + p.d + q))
-    full[alpha] = moments.weight_count.sum() * p.weight * (1.0 - p.weight)
+    full = np.zeros(len(chart.tangent))
+    by_weight = moments.weight_count.sum() * p.weights * (1.0 - p.weights)
+    full[alpha], full[p.k * (1 + p.d + q) :] = by_weight[: p.k], by_weight[p.k :]
     full[delta] = moments.mean_count[:, None]
     size = (chart.basis**2).sum(axis=(1, 2))
     full[s] = 0.5 * moments.covariance_count[:, None] * size

@@ -25,6 +25,7 @@ from bayesgmm.errors import ArgumentError, TooFewRowsError
 from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
+from bayesgmm.noise import rescaled
 from bayesgmm.partial_labels import read_labels, refuse_impossible
 from bayesgmm.preflight import (
     check_dependence,
@@ -137,13 +138,15 @@ class Data:
         """Return parameters given in data units in anchored units."""
         covariance = parameters.covariance / self.scale[:, None] / self.scale
         mean = (parameters.mean - self.center) / self.scale
-        return replace(parameters, mean=mean, covariance=covariance)
+        noise = rescaled(parameters.noise, self.scale)
+        return replace(parameters, mean=mean, covariance=covariance, noise=noise)
 
     def to_data_units(self, parameters: Parameters) -> Parameters:
         """Return parameters given in anchored units in data units."""
         covariance = parameters.covariance * self.scale[:, None] * self.scale
         mean = parameters.mean * self.scale + self.center
-        return replace(parameters, mean=mean, covariance=covariance)
+        noise = rescaled(parameters.noise, 1.0 / self.scale)
+        return replace(parameters, mean=mean, covariance=covariance, noise=noise)
 
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""

@@ -28,6 +28,7 @@ from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError
 from bayesgmm.estimate import Estimate, estimate_of
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.noise import NOISE
 from bayesgmm.quantities import Quantities
 from bayesgmm.rows import parameter_rows
 from bayesgmm.tree import DIMS, spec_of
@@ -67,12 +68,14 @@ def vcov(fit: xr.DataTree, *, kind: Kind = "observed") -> pd.DataFrame:
     data, spec = estimate.data, spec_of(fit)
     k, d = found.shape
     rows = parameter_rows(spec, data.names)
-    begin = dict(zip(DIMS, (0, k, k + k * d), strict=True))
-    shape = dict(zip(DIMS, ((k,), (k, d), (k, d, d)), strict=True))
-    at = [begin[r.variable] + int(np.ravel_multi_index(r.at, shape[r.variable])) for r in rows]
-    unit = np.concatenate(
-        [np.ones(k), np.tile(data.scale, k), np.tile(np.outer(data.scale, data.scale).ravel(), k)]
-    )[at]
+    parts = ((k,), (k, d), (k, d, d), (1,))
+    begin = dict(zip((*DIMS, NOISE), np.cumsum([0, *map(np.prod, parts)]).tolist(), strict=False))
+    shape = dict(zip((*DIMS, NOISE), parts, strict=True))
+    at = [
+        begin[r.variable] + int(np.ravel_multi_index(r.at or (0,), shape[r.variable])) for r in rows
+    ]
+    square = np.outer(data.scale, data.scale).ravel()
+    unit = np.concatenate([np.ones(k), np.tile(data.scale, k), np.tile(square, k), np.ones(1)])[at]
     matrix = found.natural_covariance()[np.ix_(at, at)] * np.outer(unit, unit)
     labels = pd.Index([row.label for row in rows], name="parameter")
     frame = pd.DataFrame(matrix, index=labels, columns=labels)
@@ -170,7 +173,7 @@ def errors_on_scale(estimate: Estimate, found: Uncertainty, asked: Quantities) -
 
 
 def _asked(estimate: Estimate, function: Any, at: Any, scale: str) -> Quantities:
-    data, k = estimate.data, estimate.parameters.k
+    data = estimate.data
     if function is not None and at is not None:
         raise ArgumentError("at", "cannot be given together with a function")
     if function is not None:
@@ -179,9 +182,9 @@ def _asked(estimate: Estimate, function: Any, at: Any, scale: str) -> Quantities
         raise ArgumentError("scale", "is that of a function; the others have theirs")
     if at is not None:
         points, names = _points(at, data.names)
-        return quantities.at_points(points, names, k, data)
+        return quantities.at_points(points, names, estimate.parameters, data)
     rows = parameter_rows(spec_of(estimate.fit), data.names)
-    weights = [row for row in rows if row.variable == "weight"]
+    weights = [row for row in rows if row.kind == "weight"]
     return quantities.together(
         [*quantities.parameters_of(weights, data), *quantities.spreads_of(rows, data)]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -37,7 +38,9 @@ from bayesgmm.groups import MOST_KINDS
 from bayesgmm.information import Information, observed_information
 from bayesgmm.labels import SAME, distance
 from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Noise
 from bayesgmm.multistart import is_interrupted
+from bayesgmm.noise import SHARE, Region, region_around, rescaled
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
@@ -105,9 +108,10 @@ def fit_em(
         Parameters that do not move, in the units of the data, NaN where free: ``{"weight":
         "equal"}``, or arrays ``weight`` (k,), ``mean`` (k, d), ``covariance`` (k, d, d). Components
         then keep their order.
-    acceleration : {"quasi-newton"} or None
+    acceleration : {"quasi-newton", "squarem", "anderson"} or None
         How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
-        a start may, rarely, lead to another optimum than plain EM's.
+        a start may, rarely, lead to another optimum than plain EM's. The first needs the fewest
+        passes over the data (``docs/benchmarks.md``); none lets the objective fall.
     standard_errors : bool, "observed", "sandwich" or "opg", optional
         From the observed information (also for True), robust against a wrong model, or from outer
         products of gradients: `bayesgmm.uncertainty`. Default: "observed", unless there are more
@@ -164,6 +168,8 @@ def fit_em(
     family, k = spec.covariance, spec.n_components
     prior = _resolved(spec, data) if estimate == "map" else None
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
+    region = _region(spec, data, held)
+    noise = None if region is None else rescaled(Noise(SHARE, -region.log_volume), data.scale)
     seed = seed_of(random_seed)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -173,7 +179,7 @@ def fit_em(
         data,
         family,
         k,
-        Settings(prior, held, max_iter, float(tol), acceleration, assignment, threads),
+        Settings(prior, held, max_iter, float(tol), acceleration, assignment, threads, noise),
         start=start,
         n_starts=n_starts,
         n_finish=n_finish,
@@ -215,6 +221,7 @@ def fit_em(
         "missing": missing,
         "assignment": assignment,
         "fixed": held.to_json(data) if held else "",
+        "noise": region.to_json() if region else "",
         "verdict": verdict.to_json(),
         "warnings": to_json(notes),
         "timings": json.dumps({"em": time.perf_counter() - began}),
@@ -268,6 +275,24 @@ def _check_labels(data: Data, assignment: str) -> None:
             f"have more than {MOST_KINDS} different rows of probabilities, which needs "
             "assignment='soft'",
         )
+
+
+def _region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Region | None:
+    """Return where noise is, if the specification has it."""
+    if not spec.has_noise:
+        return None
+    if not data.is_complete:
+        raise NotYetSupportedError(
+            "noise", "is not there for rows with missing values yet; use missing='drop'"
+        )
+    if len(data.probability):
+        raise NotYetSupportedError("noise", "is not there together with labels yet")
+    if held is not None and held.has_weight.any():
+        raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
+    if isinstance(spec.noise, float):
+        return Region(math.log(spec.noise))
+    present = data.x[data.weight > 0] if data.weight.size else data.x
+    return region_around(present, data.center, data.scale)
 
 
 def seed_of(random_seed: int | None) -> int:

@@ -115,7 +115,8 @@ class Fixed:
         mean = np.where(self.has_mean, self.mean, p.mean)
         own = self.has_covariance[:, None, None]
         covariance = np.where(own, self.covariance, p.covariance)
-        return Parameters(self.weights(p.weight), mean, covariance)
+        weights = p.weights if p.noise is not None else self.weights(p.weight)
+        return p.moved(weights, mean, covariance)
 
     def matched(self, p: Parameters, unit: Array) -> Parameters:
         """Return parameters with components in the order that is nearest to what is fixed.
@@ -156,7 +157,9 @@ class Fixed:
             null_space(p.factor[j][o]) if o.any() else np.eye(p.d)
             for j, o in enumerate(self.has_mean)
         ]
-        return block_diag(weights, *means, free_directions(p, family, ~self.has_covariance))
+        spread = free_directions(p, family, ~self.has_covariance)
+        noise = np.eye(len(p.weights) - p.k)  # whose weight is never fixed
+        return block_diag(weights, *means, spread, noise)
 
     def restrict(self, information: Information, p: Parameters, family: Covariance) -> Information:
         r"""Return the information about what is free.

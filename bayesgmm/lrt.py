@@ -49,7 +49,7 @@ from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
 from bayesgmm.em import Run, run
-from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
+from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError, NumericalError
 from bayesgmm.estimate import Estimate, estimate_of
 from bayesgmm.fit import fit_em, seed_of
 from bayesgmm.fixed import Fixed, equal_weights, is_for_any_size
@@ -206,6 +206,8 @@ def _null(null: Any, X: Any, given: dict[str, Any], fit: Any) -> Estimate:
         name = "X" if X is not None else next(iter(given))
         raise ArgumentError(name, "is the fit's, as all that is said of its rows; leave it out")
     found = estimate_of(null)
+    if found.parameters.noise is not None:
+        raise NotYetSupportedError("null", "has a noise component, which is not tested with yet")
     if null.attrs["estimate"] != "mle":
         raise ArgumentError("null", "is no maximum-likelihood fit: its ratio has another meaning")
     if found.held is not None and not found.held.is_equal_weights:

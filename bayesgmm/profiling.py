@@ -240,7 +240,8 @@ def _dataset(
     objective = np.array([p.objective for p in points])
     root = np.sign(y - top.y) * np.sqrt(np.maximum(2.0 * (top.objective - objective), 0.0))
     each = [data.to_data_units(p.parameters) for p in points]
-    curve = {n: np.stack([getattr(p, n) for p in each]) for n in tree.DIMS}
+    arrays = [tree.arrays(p) for p in each]
+    curve = {n: np.stack([one[n] for one in arrays]) for n in arrays[0]}
     half = float(ndtri(0.5 + 0.5 * ci_prob)) / np.sqrt(top.curvature)
     ends = {"estimate": top.y, "lower": lower.bound, "upper": upper.bound}
     ends |= {"wald_lower": top.y - half, "wald_upper": top.y + half}

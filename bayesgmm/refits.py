@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 import numpy as np
@@ -15,7 +15,8 @@ from bayesgmm.data import Data
 from bayesgmm.em import Run, run
 from bayesgmm.errors import NumericalError
 from bayesgmm.estimate import Estimate
-from bayesgmm.moments import Array, Parameters
+from bayesgmm.moments import Array
+from bayesgmm.noise import SHARE, with_noise
 from bayesgmm.replicates import climb
 from bayesgmm.search import in_order, kinds
 from bayesgmm.start import Start, starts
@@ -99,7 +100,11 @@ def refit(
     begins = [Start("estimate", estimate.parameters)]
     if rng is not None and k > 1 and methods and len(np.unique(data.x, axis=0)) >= k:
         more = starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
-        begins += in_order(more, data, family, held)
+        noise = estimate.parameters.noise and replace(estimate.parameters.noise, weight=SHARE)
+        begins += [
+            replace(one, parameters=with_noise(one.parameters, noise))
+            for one in in_order(more, data, family, held)
+        ]
     runs = []
     for begin in begins:
         found = climb(
@@ -157,13 +162,14 @@ def aligned(
 
     Components are told apart by what is known of them where something is.
     """
-    raw = {n: np.stack([getattr(r.run.parameters, n) for r in usable]) for n in tree.DIMS}
+    each = [tree.arrays(r.run.parameters) for r in usable]
+    raw = {n: np.stack([one[n] for one in each]) for n in each[0]}
     known = kinds(estimate.data, estimate.held)
     pivot = estimate.parameters
     found = labels.align(raw["weight"], raw["mean"], raw["covariance"], pivot, known)
-    ordered = {n: labels.apply(found.permutation, v) for n, v in raw.items()}
-    natural = estimate.data.to_data_units(Parameters(**ordered))
-    return {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
+    ordered = {n: labels.apply(found.permutation, raw[n]) for n in tree.DIMS}
+    natural = estimate.data.to_data_units(tree.components(ordered))
+    return raw | {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
 
 
 def ambiguous_share(margin: Array) -> float:

@@ -35,6 +35,7 @@ from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import UNWEIGHTED, Array, Parameters
+from bayesgmm.noise import Region
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
@@ -125,8 +126,12 @@ def without(data: Data, row: int) -> Data:
     return _reweighted(data, weight)
 
 
-def simulated(data: Data, rng: np.random.Generator, parameters: Parameters) -> Data:
+def simulated(
+    data: Data, rng: np.random.Generator, parameters: Parameters, region: Region | None = None
+) -> Data:
     """Draw as many rows as there are observations from a mixture in anchored units.
+
+    A noise component is in a region that is given in units of the data.
 
     Cells are missing as they are in the data, whatever their values.  What is known of the rows'
     components is known of the new rows, which are drawn given that.
@@ -134,10 +139,14 @@ def simulated(data: Data, rng: np.random.Generator, parameters: Parameters) -> D
     n = max(round(data.total_weight), 1)
     if len(data.probability):
         return _simulated_as_known(data, rng, parameters, n)
-    count = rng.multinomial(n, parameters.weight / parameters.weight.sum())
-    noise = np.split(rng.standard_normal((n, parameters.d)), np.cumsum(count)[:-1])
-    each = zip(parameters.mean, noise, parameters.factor, strict=True)
+    weights = parameters.weights
+    count = rng.multinomial(n, weights / weights.sum())[: parameters.k]
+    normal = np.split(rng.standard_normal((int(count.sum()), parameters.d)), np.cumsum(count)[:-1])
+    each = zip(parameters.mean, normal, parameters.factor, strict=True)
     x = np.concatenate([mean + z @ factor.T for mean, z, factor in each])
+    if region is not None and len(x) < n:
+        noise = (region.draw(n - len(x), rng) - data.center) / data.scale
+        x = np.concatenate([x, noise])
     if not data.is_complete:
         share = frequency(data) / data.total_weight
         like = rng.permutation(n) if n == data.n else rng.choice(data.n, n, p=share)

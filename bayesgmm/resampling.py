@@ -143,7 +143,9 @@ def bootstrap(
     make: dict[str, Callable[[Data, np.random.Generator], Data]] = {
         "nonparametric": resampled,
         "weighted": reweighted,
-        "parametric": partial(simulated, parameters=estimate.parameters),
+        "parametric": partial(
+            simulated, parameters=estimate.parameters, region=tree.region_of(fit)
+        ),
     }
     rngs = generators(np.random.SeedSequence(seed), draws)
     further = ("ellipsoids", *repeat("random", restarts - 1))
@@ -175,6 +177,7 @@ def bootstrap(
         "draws": "independent",
         "of": fit.attrs["estimate"],
         "spec": fit.attrs["spec"],
+        "noise": fit.attrs.get("noise", ""),
         "fixed": fit.attrs.get("fixed", ""),
         "fingerprint": fit.attrs["fingerprint"],
         "stop_reason": "completed" if len(found) == draws else "interrupted",
@@ -360,7 +363,7 @@ def _labelled(boot: Any) -> xr.Dataset:
             "single one have no errors. Use what has no labels (label_free, score), or fit fewer "
             "components",
         )
-    return boot["posterior"].to_dataset()[list(tree.DIMS)]
+    return boot["posterior"].to_dataset()[list(tree.dims_of(boot))]
 
 
 def _all(
@@ -380,6 +383,8 @@ def _tree(estimate: Estimate, found: Sequence[Refit], usable: Sequence[Refit]) -
     value, permutation, margin = aligned(estimate, usable)
     both, shift = ("chain", "draw"), estimate.data.log_jacobian
     draws = {n: v[None] for n, v in value.items()}
+    shown = {n: draws[n] for n in tree.DIMS}
+    shown["weight"] = shown["weight"] / shown["weight"].sum(axis=-1, keepdims=True)  # no noise
     index = {"chain": [0], "draw": np.arange(len(usable))}
 
     def by_draw(values: Any) -> tuple[tuple[str, str], Array]:
@@ -388,7 +393,7 @@ def _tree(estimate: Estimate, found: Sequence[Refit], usable: Sequence[Refit]) -
     loglik = by_draw(np.array([r.loglik for r in usable]) + shift)
     free = {
         name: ((*both, *(f"{name}_dim{i}" for i in range(v.ndim - 2))), v)
-        for name, v in label_free(**draws).items()
+        for name, v in label_free(**shown).items()
     }
     known: Labels = permutation[None]
     groups = {

@@ -162,12 +162,13 @@ def pseudo_moments(prior: PseudoData, about: Parameters) -> Moments:
     logdet = np.log(np.diagonal(w, axis1=1, axis2=2)).sum(axis=1)
     log_density = count * logdet.sum() - 0.5 * np.trace(second, axis1=1, axis2=2).sum()
     pull = prior.concentration - 1.0
-    if pull:
-        log_density += pull * about.log_weight.sum()
+    if pull:  # the Dirichlet distribution is one of all weights, that of the noise included
+        with np.errstate(divide="ignore"):
+            log_density += pull * np.log(about.weights).sum()
     ones = np.ones(about.k)
     return Moments(
         float(log_density),
-        pull * ones,
+        np.full(len(about.weights), pull),
         prior.shrinkage * ones,
         count * ones,
         prior.shrinkage * offset,

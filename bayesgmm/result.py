@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def result(
     shift = data.log_jacobian
     groups: dict[str, xr.Dataset] = {
         "posterior": tree.dataset(
-            {n: getattr(natural, n)[None, None] for n in tree.DIMS}, data.names, ("chain", "draw")
+            {n: v[None, None] for n, v in tree.arrays(natural).items()},
+            data.names,
+            ("chain", "draw"),
         ),
         "sample_stats": xr.Dataset(
             {
@@ -92,9 +95,11 @@ def result(
         groups["standard_error"] = _standard_errors(errors, data, order)
     if keep_responsibilities:
         groups["responsibilities"] = xr.Dataset(
-            {"responsibility": (("obs", "cluster"), r)},
+            {"responsibility": (("obs", "cluster"), r[:, : parameters.k])},
             coords={"obs": index, "cluster": np.arange(parameters.k)},
         )
+        if parameters.noise is not None:
+            groups["responsibilities"]["noise"] = ("obs", r[:, -1])
     fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
     fit.attrs |= {
         "engine": "em",
@@ -153,13 +158,11 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
 
 def _standard_errors(errors: Uncertainty, data: Data, order: Any) -> xr.Dataset:
     se = errors.standard_errors().take(order)
-    found = tree.dataset(
-        {
-            "weight": se.weight,
-            "mean": se.mean * data.scale,
-            "covariance": se.covariance * np.outer(data.scale, data.scale),
-        },
-        data.names,
+    natural = replace(
+        se,
+        mean=se.mean * data.scale,
+        covariance=se.covariance * np.outer(data.scale, data.scale),
     )
+    found = tree.dataset(tree.arrays(natural), data.names)
     found.attrs |= {"method": METHODS[errors.kind], "note": errors.note(order)}
     return found

@@ -14,7 +14,9 @@ from bayesgmm.data import Data
 from bayesgmm.em import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.fixed import Fixed
 from bayesgmm.labels import Labels
+from bayesgmm.moments import Noise
 from bayesgmm.multistart import Track, improve, is_interrupted, run_all, search, workers
+from bayesgmm.noise import crowded, with_noise
 from bayesgmm.resolved import PseudoData
 from bayesgmm.start import GIVEN, Partition, Start, partitions, starts, with_labels
 
@@ -37,6 +39,12 @@ class Settings:
     acceleration: Acceleration | None = "quasi-newton"
     assignment: Assignment = "soft"
     threads: int | None = None
+    noise: Noise | None = None  # what it starts with
+
+    @property
+    def of_run(self) -> dict[str, Any]:
+        """Return the arguments of `em.run`."""
+        return {name: value for name, value in vars(self).items() if name != "noise"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +59,11 @@ class Runner:
     def go(self, start: Start | Run, stop: Event | None = None, **changes: Any) -> Run:
         """Run from a start, or on from a run over all rows, to the end."""
         settings = replace(self.settings, **changes)
-        found = run(self.data, self.family, start, stop=stop, **vars(settings))
+        found = run(self.data, self.family, start, stop=stop, **settings.of_run)
         if settings.acceleration and found.reason in UNUSABLE:
             # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
             settings = replace(settings, acceleration=None)
-            plain = run(self.data, self.family, start, stop=stop, **vars(settings))
+            plain = run(self.data, self.family, start, stop=stop, **settings.of_run)
             found = replace(plain, n_passes=found.n_passes + plain.n_passes)
         return found
 
@@ -63,7 +71,7 @@ class Runner:
         """Run a few steps."""
         steps = min(self.settings.max_iter, BRIEF)
         settings = replace(self.settings, max_iter=steps, acceleration=None)
-        found = run(self.sample, self.family, start, stop=stop, **vars(settings))
+        found = run(self.sample, self.family, start, stop=stop, **settings.of_run)
         is_over = self.sample is self.data or found.reason == "interrupted"
         return found if is_over or not found.is_usable else replace(found, reason="max_iter")
 
@@ -114,21 +122,26 @@ def find(
         sample = data.rows(np.sort(rng.choice(data.n, SAMPLE, replace=False)))
     runner = Runner(data, sample, family, settings)
     parts: list[Partition] = []
+    inner = _inner(sample, settings, k)
     if start is None and k > 1:
-        parts = partitions(sample, k, None, n_starts, rng)
+        parts = partitions(inner or sample, k, None, n_starts, rng)
         begins = [p.begin(family) for p in parts]
     else:
-        begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng)
+        begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
     # Few of the default partitions may differ; the search is no less thorough for that.
     is_thorough = len(begins) > n_finish or (len(parts) > 0 and n_starts > n_finish)
     if settings.assignment == "stochastic":  # no run says early what it promises
         n_finish, is_thorough = len(begins), False
     if len(begins) <= n_finish and sample is not data:
-        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng)
+        inner = _inner(data, settings, k)
+        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
     fixed = settings.fixed
     begins = in_order(begins, sample, family, fixed)
     seeds = rng.integers(2**63, size=len(begins))
-    begins = [replace(b, seed=int(s)) for b, s in zip(begins, seeds, strict=True)]
+    begins = [
+        replace(b, seed=int(s), parameters=with_noise(b.parameters, settings.noise))
+        for b, s in zip(begins, seeds, strict=True)
+    ]
     n_workers = workers(data.n, data.d, k, len(begins), settings.threads)
     runs, twins = search(runner.go, runner.brief, runner.on, begins, n_finish, n_workers, track)
     if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
@@ -140,6 +153,13 @@ def find(
             runs += _moved(runner, runs, n_workers, track)
     twins += range(len(twins), len(runs))
     return runs, twins, runner
+
+
+def _inner(data: Data, settings: Settings, k: int) -> Data | None:
+    """Return the rows that clusters are looked for in, where some rows are noise."""
+    if settings.noise is None:
+        return None
+    return data.rows(crowded(data.x, 2 * k * (data.d + 1)))
 
 
 def keeps_order(data: Data, fixed: Fixed | None) -> bool:
@@ -193,12 +213,13 @@ def _from_nested(
     because of its starts: the nested are tried with the same partitions, if that does not take
     long; else in one short run each.
     """
-    sample = runner.sample
+    sample, settings = runner.sample, runner.settings
     work = sample.n * k * sample.d**2 + _GROUP * (len(sample.groups) - 1)
     begins = []
     for family in runner.family.nested if not is_interrupted(runs) else ():
         inside = replace(runner, family=family, data=sample)
         own = [p.begin(family) for p in parts]
+        own = [replace(b, parameters=with_noise(b.parameters, settings.noise)) for b in own]
         if work <= _MOST_WORK:
             found, _ = search(inside.go, inside.brief, inside.on, own, _FINISH, 1, _untracked)
         else:

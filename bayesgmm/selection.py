@@ -108,6 +108,7 @@ def select(
     covariance: str | Covariance | Iterable[str | Covariance] = "all",
     criterion: Criterion = "bic",
     prior: Any = "conjugate",
+    noise: Any = False,
     sample_weight: Any = None,
     fixed: Mapping[str, Any] | None = None,
     columns: Any = None,
@@ -134,6 +135,8 @@ def select(
         By which the table is sorted and ``best`` is chosen.
     prior : optional
         Of the specifications, for what is done with the fits later; it does not act here.
+    noise : bool or float
+        Whether all of them have a noise component; see `GaussianMixture`.
     sample_weight, columns, missing, n_starts, threads : optional
         As in `fit_em`.
     fixed : mapping, optional
@@ -182,7 +185,7 @@ def select(
         "random_seed": seed,
         "progressbar": False,
     }
-    grid = [GaussianMixture(k, f, prior) for k in sizes for f in families]
+    grid = [GaussianMixture(k, f, prior, noise) for k in sizes for f in families]
     found, failed = _all(X, grid, options, cores, progressbar)
     is_complete = len(found) + len(failed) == len(grid)
     if is_complete and fixed is None:  # else one size may be no special case of the next

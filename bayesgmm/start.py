@@ -16,7 +16,8 @@ from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import NO_LABELS, rows, split, table
 from bayesgmm.hierarchical import Labels
-from bayesgmm.moments import Array, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.moments import Array, Noise, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.noise import NOISE
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
@@ -51,6 +52,7 @@ def starts(
     start: Any,
     n_starts: int,
     rng: np.random.Generator,
+    inner: Data | None = None,
 ) -> list[Start]:
     """Return the starting values that ``start`` asks for.
 
@@ -60,6 +62,8 @@ def starts(
         ``None`` takes hierarchical partitions, then k-means++ and random centres in turn.
         Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
         and methods give ``n_starts`` each.
+    inner : Data, optional
+        With a noise component: the rows that clusters are looked for in. Labels may be -1 then.
 
     Raises
     ------
@@ -67,7 +71,9 @@ def starts(
         Naming ``start`` if it is none of these or does not suit the data.
     """
     if isinstance(start, list | tuple) and any(not isinstance(s, int | np.integer) for s in start):
-        several = (starts(data, family, k, start=s, n_starts=n_starts, rng=rng) for s in start)
+        several = (
+            starts(data, family, k, start=s, n_starts=n_starts, rng=rng, inner=inner) for s in start
+        )
         return [one for some in several for one in some]
     if isinstance(start, Parameters | xr.Dataset | xr.DataTree):
         return [Start("parameters", data.to_anchored(_given_parameters(start, k, data.d)))]
@@ -76,16 +82,23 @@ def starts(
             raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
         if k == 1:
             # With pseudo-data, without which few rows have a singular covariance even for MAP.
-            labels = np.zeros(data.n, int)
-            return [Start("moments", from_labels(data, family, labels, 1, regularised=True))]
-        return [p.begin(family) for p in partitions(data, k, start, n_starts, rng)]
-    labels = _given_labels(start, k, data)
-    return [Start("labels", from_labels(data, family, labels, k))]
+            rows = inner or data
+            labels = np.zeros(rows.n, int)
+            return [Start("moments", from_labels(rows, family, labels, 1, regularised=True))]
+        return [p.begin(family) for p in partitions(inner or data, k, start, n_starts, rng)]
+    labels = _given_labels(start, k, data, least=0 if inner is None else -1)
+    rows = data
+    if (labels < 0).any():
+        rows, labels = data.rows(np.flatnonzero(labels >= 0)), labels[labels >= 0]
+    return [Start("labels", from_labels(rows, family, labels, k))]
 
 
 def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: int) -> Parameters:
+    share = 0.0  # of noise
     if isinstance(start, Parameters):
         parameters = start
+        if start.noise is not None:
+            share = start.noise.weight
     else:
         posterior: Any = start
         if isinstance(start, xr.DataTree):
@@ -101,8 +114,11 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
                 raise ArgumentError("start", "has many draws; give one set of parameters")
             values = [v[0, 0] for v in values]
         parameters = Parameters(*values)
+        if NOISE in posterior:
+            share = float(posterior[NOISE].to_numpy().ravel()[0])
     try:
-        parameters = Parameters(*(np.asarray(v, dtype=np.float64) for v in vars_of(parameters)))
+        values = [np.asarray(v, dtype=np.float64) for v in vars_of(parameters)]
+        parameters = Parameters(*values)
     except (TypeError, ValueError) as error:
         raise ArgumentError("start", f"holds something that is no number ({error})") from None
     shapes = ((k,), (k, d), (k, d, d))
@@ -113,8 +129,10 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
             raise ArgumentError("start", f"{name} has shape {value.shape}, not {shape}")
         if not np.isfinite(value).all():
             raise ArgumentError("start", f"{name} is not finite")
-    if not (parameters.weight > 0).all() or abs(parameters.weight.sum() - 1.0) > 1e-6:
+    if not (parameters.weight > 0).all() or abs(parameters.weight.sum() + share - 1.0) > 1e-6:
         raise ArgumentError("start", "weights must be positive and sum to one")
+    if share > 0:  # its density is that of the data to be fitted
+        parameters = replace(parameters, noise=Noise(share, float("nan")))
     turned = np.swapaxes(parameters.covariance, 1, 2)
     if not np.allclose(parameters.covariance, turned, rtol=1e-8, atol=0.0):
         raise ArgumentError("start", "a covariance is not symmetric")
@@ -130,7 +148,7 @@ def vars_of(parameters: Parameters) -> tuple[Array, Array, Array]:
     return parameters.weight, parameters.mean, parameters.covariance
 
 
-def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np.intp]]:
+def _given_labels(start: Any, k: int, data: Data, least: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     labels = np.asarray(start)
     if labels.shape != (data.n,) or labels.dtype.kind not in "iu":
         raise ArgumentError(
@@ -139,10 +157,12 @@ def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np
             f"{k - 1}) for each of the {data.n} rows",
         )
     present = np.unique(labels[data.weight > 0] if data.weight.size else labels)
-    if labels.min() < 0 or labels.max() >= k or len(present) < k:
+    present = present[present >= 0]
+    if labels.min() < least or labels.max() >= k or len(present) < k:
+        noise = " or, for noise, -1" if least < 0 else ""
         raise ArgumentError(
             "start",
-            f"labels must be 0 to {k - 1}, each used by a row of positive weight; "
+            f"labels must be 0 to {k - 1}{noise}, each used by a row of positive weight; "
             f"these are {np.unique(labels).tolist()}",
         )
     return labels.astype(np.intp)
