@@ -73,6 +73,11 @@ class Run:
         return self.moments.loglik
 
     @property
+    def height(self) -> float:
+        """The objective to nine digits: of runs that are as high the first counts, not rounding."""
+        return float(f"{self.objective:.9g}")
+
+    @property
     def is_usable(self) -> bool:
         """Whether this may be called an optimum: neither singular nor with an empty component.
 

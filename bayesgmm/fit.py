@@ -194,7 +194,7 @@ def fit_em(
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
-    best = max(finished or usable, key=lambda i: runs[i].objective)
+    best = max(finished or usable, key=lambda i: runs[i].height)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
     information = errors = None
     if wanted if standard_errors is None else standard_errors:

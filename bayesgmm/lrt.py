@@ -349,7 +349,7 @@ def _best(data: Data, how: _How, begins: list[Start], stop: Event) -> Run | None
     runs, _ = search(go, brief, go, begins, N_FINISH, 1, silent)
     if is_interrupted(runs):
         return None
-    return max(runs, key=lambda r: (_is_optimum(r), r.objective if r.is_usable else 0.0))
+    return max(runs, key=lambda r: (_is_optimum(r), r.height if r.is_usable else 0.0))
 
 
 def _is_optimum(found: Run) -> bool:

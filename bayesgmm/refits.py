@@ -124,7 +124,7 @@ def refit(
     is_first_good = _has_optimum(first)
     if is_first_good:
         others = [r for r in others if r.objective > first.objective + HIGHER]
-    chosen = max(others, key=lambda r: r.objective) if takes_higher and others else first
+    chosen = max(others, key=lambda r: r.height) if takes_higher and others else first
     loglik = float("nan")
     if _has_optimum(chosen):
         here = Start("replicate", chosen.parameters)

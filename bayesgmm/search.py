@@ -233,7 +233,7 @@ def _from_nested(
 
 def _best(runs: Iterable[Run]) -> Run | None:
     usable = (r for r in runs if r.is_usable and r.reason != "interrupted")
-    return max(usable, key=lambda r: r.objective, default=None)
+    return max(usable, key=lambda r: r.height, default=None)
 
 
 def _untracked(items: Iterable[Any], total: int) -> Iterable[Any]:
