@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -33,16 +34,19 @@ from bayesgmm.errors import (
     to_json,
 )
 from bayesgmm.fixed import Fixed, read_fixed
-from bayesgmm.groups import MOST_KINDS
+from bayesgmm.groups import MOST_KINDS, rows
 from bayesgmm.information import Information, observed_information
-from bayesgmm.labels import SAME, distance
+from bayesgmm.mixing import taken_apart
 from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Parameters
 from bayesgmm.multistart import is_interrupted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
-from bayesgmm.result import result
+from bayesgmm.result import order_of, result
+from bayesgmm.rivals import at_the_best, rivals_of
 from bayesgmm.search import Runner, Settings, find, keeps_order
+from bayesgmm.tails import Tails, tails
 from bayesgmm.uncertainty import Kind, checked_kind, uncertainty
 
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
@@ -160,9 +164,11 @@ def fit_em(
         data = read_for(
             spec, X, sample_weight=sample_weight, columns=columns, missing=missing, labels=labels
         )
+        prior = _resolved(spec, data) if estimate == "map" else None
     _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
-    prior = _resolved(spec, data) if estimate == "map" else None
+    if estimate == "mle" and fixed is None:
+        data = taken_apart(data, family)
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
     seed = seed_of(random_seed)
 
@@ -181,8 +187,8 @@ def fit_em(
         track=track,
     )
     usable = [i for i, r in enumerate(runs) if r.is_usable]
-    if not usable:  # better than nothing, and the verdict says what it is
-        usable = [i for i, r in enumerate(runs) if r.reason == "spurious"]
+    for reason in ("spurious", "tiny"):  # better than nothing, and the verdict says what it is
+        usable = usable or [i for i, r in enumerate(runs) if r.reason == reason]
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
@@ -197,7 +203,15 @@ def fit_em(
         errors = uncertainty(
             kind, information, data, top.parameters, top.moments, family, prior=prior, held=held
         )
-    verdict = em_verdict(**_facts(data, family, runs, best, twins, information, tol))
+    order = order_of(runs[best].parameters, data, is_kept=keeps_order(data, held))
+    ranked = runs[best].parameters.take(order)
+    rivals = rivals_of(runs, best, ranked, data)
+    verdict = em_verdict(
+        **_facts(data, family, runs, best, twins, information, tol),
+        rivals=rivals,
+        tails=_tails(data, ranked),
+        index=data.index,
+    )
     fit = result(
         spec,
         data,
@@ -205,10 +219,11 @@ def fit_em(
         best,
         information,
         errors,
+        order,
+        rivals,
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
         n_fixed=held.count(k, data.d, family) if held else 0,
-        keeps_order=keeps_order(data, held),
     )
     fit.attrs |= {
         "random_seed": seed,
@@ -338,8 +353,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the verdict is made from."""
     top = runs[best]
-    near = [i for i, r in enumerate(runs) if r.is_usable and top.objective - r.objective < 0.1]
-    reached = [i for i in near if distance(runs[i].parameters, top.parameters) < SAME]
+    reached = at_the_best(runs, best)
     return {
         "reason": top.reason,
         "n_iter": len(top.trace) - 1,
@@ -349,10 +363,20 @@ def _facts(
         "counts": top.moments.mean_count,
         "reasons": [r.reason for r in runs],
         "n_at_best": sum(twin in reached for twin in twins),
-        "n_rivals": len(near) - len(reached),
         "family": family,
         "d": data.d,
     }
+
+
+def _tails(data: Data, parameters: Parameters) -> Tails | None:
+    """Return how far out complete rows are."""
+    whole = np.flatnonzero(~np.isnan(data.x).any(axis=1))
+    if not len(whole):
+        return None
+    r = rows(data.groups, parameters, data.n)[1]
+    weight = data.weight[whole] if len(data.weight) else data.weight
+    found = tails(data.x[whole], r[whole], weight, parameters)
+    return replace(found, row=int(whole[found.row])) if found else None
 
 
 def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:

@@ -30,6 +30,7 @@ from bayesgmm.cells import Missing
 from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError, ShapeError
 from bayesgmm.groups import marginal, missing_constant, split
+from bayesgmm.mixing import UNRESOLVED, are_resolved
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.table import tabulate
 from bayesgmm.tree import DIMS, names_of
@@ -297,6 +298,7 @@ def _whitening(weight: Array, mean: Array, covariance: Array) -> Array:
         "the weights must be at least 0 and sum to one": summed & (weight >= 0).all(axis=1),
         "the means must be finite": np.isfinite(mean).all(axis=(1, 2)),
         "the covariances must be symmetric and positive definite": symmetric & definite,
+        UNRESOLVED: are_resolved(covariance, whitening).all(axis=1),
     }
     for message, good in checks.items():
         if not good.all():

@@ -37,6 +37,7 @@ _SMALLEST_SD, _LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, w
 _LARGEST_VALUE = 1e165  # beyond it, neighbouring numbers differ by more than _LARGEST_SD
 _DEPENDENT = 1e-11  # residual of a column on the others, in its standard deviations
 _NEARLY_DEPENDENT = 1e6  # condition number of the standardised table: 1e12 for the correlations
+_FAR = 1e6  # distance from the median of a column, in those of half of the rows
 
 
 def _warn(code: str, message: str) -> None:
@@ -247,6 +248,40 @@ def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
     if too_far.any():
         label = row_label(index[int(np.argmax(too_far))])
         raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
+
+
+def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str], *, most: int) -> None:
+    """Warn of rows, at most so many, that are a million times as far out as half of the rows.
+
+    Parameters
+    ----------
+    rows : (n, d) array
+        About the medians of the columns.
+    index : (n,) pandas.Index
+        Their labels.
+    names : sequence of str
+    most : int
+    """
+    for name, column in zip(names, rows.T, strict=True):
+        distance = np.abs(column[~np.isnan(column)])
+        # They are most of the sum of squares if there are any: so they are seldom looked for.
+        if distance.max() ** 2 * most < 0.1 * np.square(distance).sum():
+            continue
+        half = float(np.median(distance))
+        is_far = np.abs(column) > _FAR * half
+        if not half > 0 or not 0 < (found := int(np.count_nonzero(is_far))) <= most:
+            continue
+        furthest = int(np.nanargmax(np.abs(column)))
+        others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
+        _warn(
+            "far-row",
+            f"row {row_label(index[furthest])} is {abs(column[furthest]) / half:.2g} times as far "
+            f"from the median of column {name!r} as half of the rows are{others}: with a "
+            "covariance of its own such a row makes the likelihood infinite, and default priors "
+            "take their scale from it; correct or drop it, or give it a component of a family with "
+            "a common covariance (EEE, EEI, EII, E)",
+        )
+        return
 
 
 def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:

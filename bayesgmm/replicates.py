@@ -32,13 +32,14 @@ from bayesgmm.data import Data, read_for
 from bayesgmm.em import UNUSABLE, Run, run
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.groups import NO_LABELS
+from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import UNWEIGHTED, Array, Parameters
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
 from bayesgmm.start import Start
-from bayesgmm.tree import names_of, spec_of
+from bayesgmm.tree import names_of, point, spec_of
 
 
 def data_of(fit: Any) -> Data:
@@ -52,10 +53,11 @@ def data_of(fit: Any) -> Data:
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM.
+        If ``fit`` is no fit by EM, or its covariances hold no digits of nearly dependent columns.
     """
     if not isinstance(fit, xr.DataTree) or fit.attrs.get("engine") != "em":
         raise ArgumentError("fit", "must be a fit by fit_em")
+    refuse_unresolved(point(fit))
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
     table = pd.DataFrame(observed.to_numpy(), columns=list(names_of(fit)))

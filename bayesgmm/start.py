@@ -87,7 +87,7 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
         parameters = start
     else:
         posterior: Any = start
-        if isinstance(start, xr.DataTree):
+        if isinstance(start, xr.DataTree) and "weight" not in start.data_vars:  # else of rivals
             if "posterior" not in start.children:
                 raise ArgumentError("start", "is a tree without a posterior: no fit")
             posterior = start["posterior"]
