@@ -278,7 +278,7 @@ def read(
     refuse_far_rows(x, index)
     rows = np.asfortranarray(x[present])
     warn_of_lost_digits(table, center, spread)
-    warn_of_far_rows(rows, index[present], names, most=d + 1)
+    warn_of_far_rows(rows, index[present], names)
     # What columns and rows have in common is looked for in complete rows.
     complete, among = (rows, frequency) if is_complete else _complete_rows(rows, frequency)
     enough = is_complete or len(complete) > 2 * d

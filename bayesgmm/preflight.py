@@ -250,8 +250,8 @@ def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
         raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
 
 
-def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str], *, most: int) -> None:
-    """Warn of rows, at most so many, that are a million times as far out as half of the rows.
+def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str]) -> None:
+    """Warn of a few rows that are a million times as far out as half of the rows.
 
     Parameters
     ----------
@@ -260,26 +260,26 @@ def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str], *,
     index : (n,) pandas.Index
         Their labels.
     names : sequence of str
-    most : int
     """
+    most = len(names) + 1  # too few for a component; more are a group
     for name, column in zip(names, rows.T, strict=True):
         distance = np.abs(column[~np.isnan(column)])
         # They are most of the sum of squares if there are any: so they are seldom looked for.
         if distance.max() ** 2 * most < 0.1 * np.square(distance).sum():
             continue
         half = float(np.median(distance))
-        is_far = np.abs(column) > _FAR * half
-        if not half > 0 or not 0 < (found := int(np.count_nonzero(is_far))) <= most:
+        found = int(np.count_nonzero(distance > _FAR * half))
+        if not (half > 0 and 0 < found <= most):
             continue
         furthest = int(np.nanargmax(np.abs(column)))
         others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
         _warn(
             "far-row",
-            f"row {row_label(index[furthest])} is {abs(column[furthest]) / half:.2g} times as far "
-            f"from the median of column {name!r} as half of the rows are{others}: with a "
-            "covariance of its own such a row makes the likelihood infinite, and default priors "
-            "take their scale from it; correct or drop it, or give it a component of a family with "
-            "a common covariance (EEE, EEI, EII, E)",
+            f"row {row_label(index[furthest])} is {distance.max() / half:.2g} times as far from "
+            f"the median of column {name!r} as half of the rows are{others}: alone in a component "
+            "with a covariance of its own it makes the likelihood infinite, and default priors "
+            "take their scale from it; correct or drop it, or use a family with a common "
+            "covariance (EEE, EEI, EII, E)",
         )
         return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -253,14 +254,19 @@ def partitions(
 def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Partition:
     if method in ("ellipsoids", "ward"):
         return _agglomerated(data, k, method, rng)
-    from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
+    # Slow to import, needed only here.
+    from sklearn.cluster import KMeans, kmeans_plusplus
+    from sklearn.exceptions import ConvergenceWarning
 
     sd = np.sqrt(np.diagonal(data.covariance))
     x = data.filled / sd
     weight = data.weight if len(data.weight) else np.ones(data.n)
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
-        model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
+        with warnings.catch_warnings():
+            # Of fewer groups than asked for, which are looked for below.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
         labels = model.labels_.astype(np.intp)
     else:
         labels = _nearest(x, _distinct_rows(x, weight, k, rng))
