@@ -41,6 +41,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError, ColumnNameError, PosteriorWarning
 from bayesgmm.labels import are_mixtures
+from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.tree import DIMS, dataset, names_of, spec_of
@@ -383,6 +384,7 @@ def _draws(fit: xr.DataTree | Parameters, wanted: int | None = None) -> Paramete
         raise ArgumentError(
             "fit", f"weights, means and covariances must be those of a mixture{where}"
         )
+    refuse_unresolved(covariance)
     return Parameters(weight, mean, covariance)
 
 

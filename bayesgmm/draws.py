@@ -72,6 +72,7 @@ def _pivot(
     """EM's optimum in data units: where chains start, and whose labels the draws get."""
     if mle is not None:
         _check_pivot(mle, spec, data)
+        refuse_unresolved(tree.point(mle).covariance, "mle")
         return tree.point(mle)
     arguments: dict[str, Any] = {
         "sample_weight": sample_weight,
@@ -100,7 +101,7 @@ def _pivot(
 def _is_usable(fit: xr.DataTree) -> bool:
     """Whether a fit is an optimum whose covariances are definite in floats."""
     try:
-        refuse_unresolved(tree.point(fit))
+        refuse_unresolved(tree.point(fit).covariance)
     except ArgumentError:
         return False
     return fit.attrs["stop_reason"] not in UNUSABLE

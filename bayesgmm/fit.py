@@ -42,7 +42,7 @@ from bayesgmm.moments import Parameters
 from bayesgmm.multistart import is_interrupted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
-from bayesgmm.resolved import PseudoData, pseudo_data
+from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
 from bayesgmm.result import order_of, result
 from bayesgmm.rivals import at_the_best, rivals_of
 from bayesgmm.search import Runner, Settings, find, keeps_order
@@ -164,11 +164,11 @@ def fit_em(
         data = read_for(
             spec, X, sample_weight=sample_weight, columns=columns, missing=missing, labels=labels
         )
+        if fixed is None and (estimate == "mle" or _follows_columns(spec, data)):
+            data = taken_apart(data, spec.covariance)
         prior = _resolved(spec, data) if estimate == "map" else None
     _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
-    if estimate == "mle" and fixed is None:
-        data = taken_apart(data, family)
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
     seed = seed_of(random_seed)
 
@@ -292,6 +292,13 @@ def seed_of(random_seed: int | None) -> int:
     return whole_number("random_seed", random_seed, least=0)
 
 
+def _follows_columns(spec: GaussianMixture, data: Data) -> bool:
+    """Whether the prior is made of the data, so that other coordinates of them do not change it."""
+    prior = spec.prior
+    is_default = isinstance(prior, ConjugatePrior) and prior.mean is None and prior.scale is None
+    return is_default and not is_singular(data.covariance)
+
+
 def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
     """Return the conjugate prior in anchored units."""
     if not isinstance(spec.prior, ConjugatePrior):
@@ -304,10 +311,13 @@ def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
             "'map' needs a weight_concentration of at least 1: below, the density of the weights "
             "has no mode inside",
         )
+    family, k = spec.covariance, spec.n_components
+    if data.mix is not None:
+        return pseudo_data(spec.prior, family, k, mean=data.mean, covariance=data.covariance)
     return pseudo_data(
         spec.prior,
-        spec.covariance,
-        spec.n_components,
+        family,
+        k,
         mean=data.center + data.scale * data.mean,
         covariance=data.covariance * np.outer(data.scale, data.scale),
     ).anchored(data.center, data.scale)

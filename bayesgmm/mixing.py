@@ -29,7 +29,6 @@ from bayesgmm.anchoring import moments_of
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
-from bayesgmm.moments import Parameters
 
 # Smallest eigenvalue of the correlations below which columns are taken apart: rows of condition
 # 1e3, from where on the rounding of covariances shows in the eighth digit.
@@ -86,16 +85,17 @@ def are_resolved(covariance: Array, whitening: Array) -> NDArray[np.bool_]:
         return np.asarray((1.0 / (inverse * np.sqrt(variance)) ** 2 > _RESOLVED).all(axis=-1))
 
 
-def refuse_unresolved(parameters: Parameters) -> None:
-    """Refuse parameters of a fit whose covariances are rounding in some direction.
+def refuse_unresolved(covariance: Array, argument: str = "fit") -> None:
+    """Refuse covariances (..., d, d) of a fit that are rounding in some direction.
 
     Raises
     ------
     ArgumentError
     """
-    whitening, is_definite = kernel.factorise(np.array(parameters.covariance, order="C"), False)
-    if not (is_definite and are_resolved(parameters.covariance, whitening).all()):
-        raise ArgumentError("fit", UNRESOLVED)
+    flat = np.array(covariance, order="C").reshape(-1, *covariance.shape[-2:])
+    whitening, is_definite = kernel.factorise(flat, False)
+    if not (is_definite and are_resolved(flat, whitening).all()):
+        raise ArgumentError(argument, UNRESOLVED)
 
 
 def by_column(natural: Array, data: Data, k: int) -> Array:

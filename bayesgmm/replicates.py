@@ -57,7 +57,7 @@ def data_of(fit: Any) -> Data:
     """
     if not isinstance(fit, xr.DataTree) or fit.attrs.get("engine") != "em":
         raise ArgumentError("fit", "must be a fit by fit_em")
-    refuse_unresolved(point(fit))
+    refuse_unresolved(point(fit).covariance)
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
     table = pd.DataFrame(observed.to_numpy(), columns=list(names_of(fit)))

@@ -102,6 +102,13 @@ def measure_exponent(family: Covariance, d: int) -> float:
     return 2.0 if family.is_diagonal else d + 1.0
 
 
+def is_singular(covariance: Array) -> bool:
+    """Whether a covariance is singular up to rounding."""
+    unit = np.sqrt(np.diagonal(covariance))
+    least = np.linalg.eigvalsh(covariance / np.outer(unit, unit))[0]
+    return bool(least <= _SINGULAR * len(unit))
+
+
 def pseudo_data(
     prior: ConjugatePrior, family: Covariance, k: int, *, mean: Array, covariance: Array
 ) -> PseudoData:
@@ -133,10 +140,8 @@ def pseudo_data(
         scatter = np.eye(d) * (np.trace(covariance) / d / k ** (2.0 / d))
     else:
         scatter = covariance / k ** (2.0 / d)
-        variance = np.diagonal(scatter)
-        unit = np.sqrt(variance)
-        if np.linalg.eigvalsh(scatter / np.outer(unit, unit))[0] <= _SINGULAR * d:
-            scatter = np.diag(variance)
+        if is_singular(scatter):
+            scatter = np.diag(np.diagonal(scatter))
             message = (
                 "the covariance of the data is singular (no more rows than columns, or nearly "
                 "dependent ones), so that the prior's scale is made from its diagonal alone: no "

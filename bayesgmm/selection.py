@@ -329,7 +329,7 @@ def _grow(X: Any, grid: list[GaussianMixture], found: Fits, options: dict[str, A
 def _is_start(fit: xr.DataTree) -> bool:
     """Whether its covariances, as they are stored, are good enough to start from."""
     try:
-        refuse_unresolved(tree.point(fit))
+        refuse_unresolved(tree.point(fit).covariance)
     except ArgumentError:
         return False
     return True

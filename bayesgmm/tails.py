@@ -10,8 +10,8 @@ distributions with :math:`\nu` degrees of freedom: no other test sees slightly h
 soon.  If the components are normal, S has expectation 0 and a variance of at most
 :math:`8 d (d + 2) N`; for one component :math:`d (d + 2) + S / N` is Mardia's kurtosis.
 
-The covariance is that of the rows, whatever the family, so that a family that does not fit is not
-taken for heavy tails.
+The covariance is that of the rows, whatever the family, and the furthest row has to be further out
+than chance would have it, so that a family that does not fit is not taken for heavy tails.
 
 References
 ----------
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import chdtri
 
 from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
 
@@ -46,6 +47,8 @@ class Tails:
         The row that is furthest out, and its component.
     distance : float
         How far, in standard deviations.
+    usual : float
+        Further out is the furthest of as many normal rows in one sample of a hundred.
     """
 
     kurtosis: float
@@ -53,11 +56,13 @@ class Tails:
     row: int
     component: int
     distance: float
+    usual: float
 
     @property
     def are_heavy(self) -> bool:
         """Whether the rows are further out than chance would have it, and by more than a little."""
-        return self.kurtosis > max(LARGE, 1.0 + STRONG * self.error)
+        is_large = self.kurtosis > max(LARGE, 1.0 + STRONG * self.error)
+        return is_large and self.distance > self.usual
 
 
 def tails(x: Array, r: Array, weight: Array, about: Parameters) -> Tails | None:
@@ -103,6 +108,7 @@ def tails(x: Array, r: Array, weight: Array, about: Parameters) -> Tails | None:
         far[1],
         far[2],
         float(np.sqrt(far[0])),
+        float(np.sqrt(chdtri(d, 0.01 / total))),
     )
 
 

@@ -113,7 +113,17 @@ def test_t_distributions_are_seen(family: str) -> None:
     one = check(x, 2, family)
     assert one["status"] == "warn"
     assert "standard deviations from component" in one["evidence"]
+    assert f"where normal rows end at {np.sqrt(chi2(2).isf(0.01 / 400)):.2g}" in one["evidence"]
     assert "bg.score" in one["advice"]
+
+
+def test_components_that_share_rows_have_no_heavy_tails() -> None:
+    """A sphere for each pair of groups has shares of the other pair, far out along a flat axis."""
+    x = np.random.default_rng(3).normal(size=(4, 40, 2)) * 0.5
+    x += 5.0 * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])[:, None]
+    one = check(x.reshape(-1, 2), 2, "EII")
+    assert float(one["evidence"].split("distances is ")[1].split(" ")[0]) > 2.0
+    assert one["status"] == "ok"
 
 
 def test_incomplete_rows_are_left_out_and_labels_named() -> None:

@@ -361,9 +361,9 @@ GOOD = {
     "n_at_best": 9,
     "family": Covariance("VVV"),
     "d": 2,
-    "tails": Tails(1.02, 0.06, 17, 1, 3.4),
+    "tails": Tails(1.02, 0.06, 17, 1, 3.4, 4.6),
 }
-HEAVY = Tails(1.9, 0.06, 1, 0, 9.3)
+HEAVY = Tails(1.9, 0.06, 1, 0, 9.3, 4.6)
 RIVAL = Rival(
     (3, 5), -130.25, 0.05, Parameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]), "component 0"
 )
@@ -421,8 +421,9 @@ def test_what_is_no_trouble_is_not_called_trouble(facts):
 @pytest.mark.parametrize(
     "tails",
     [
-        Tails(1.4, 0.01, 0, 0, 5.0),  # many rows: certain, but small
-        Tails(1.9, 0.3, 0, 0, 4.0),  # few rows: large, but chance
+        Tails(1.4, 0.01, 0, 0, 5.0, 4.6),  # many rows: certain, but small
+        Tails(1.9, 0.3, 0, 0, 5.0, 4.6),  # few rows: large, but chance
+        Tails(1.9, 0.06, 0, 0, 3.0, 4.6),  # no row is far out: the family does not fit
         None,
     ],
 )
