@@ -397,7 +397,7 @@ def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     return (
-        f"all {len(runs)} starts ended with a singular, empty, tiny or spurious component, which "
-        f"is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer components or a family "
+        f"all {len(runs)} starts ended with a singular or empty component, which is no optimum of "
+        f"{spec.covariance} to report:\n{rows}\nUse fewer components or a family "
         f"with a common covariance (EEE, EEI, EII){advice}."
     )
