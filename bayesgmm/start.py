@@ -18,6 +18,7 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import NO_LABELS, rows, split, table
 from bayesgmm.hierarchical import Labels
 from bayesgmm.moments import Array, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.preflight import far_rows
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
@@ -291,7 +292,10 @@ def _agglomerated(data: Data, k: int, method: str, rng: np.random.Generator) -> 
         some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
         distinct, count = distinct[some], count[some]
     if method == "ward":
-        labels = hierarchical.ward(distinct / np.sqrt(np.diagonal(data.covariance)), k)
+        sd, near = np.sqrt(np.diagonal(data.covariance)), ~far_rows(distinct)[0]
+        if not near.all():  # far from all others in any direction, and so groups of their own
+            sd = distinct[near].std(axis=0)
+        labels = hierarchical.ward(distinct / np.where(sd > 0, sd, 1.0), k)
     else:
         labels = hierarchical.ellipsoids(
             hierarchical.sphered(distinct, data.mean, data.covariance), k
