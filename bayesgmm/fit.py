@@ -46,6 +46,7 @@ from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
 from bayesgmm.result import order_of, result
 from bayesgmm.rivals import at_the_best, rivals_of
 from bayesgmm.search import Runner, Settings, find, keeps_order
+from bayesgmm.spikes import are_spikes
 from bayesgmm.tails import Tails, tails
 from bayesgmm.uncertainty import Kind, checked_kind, uncertainty
 
@@ -187,8 +188,8 @@ def fit_em(
         track=track,
     )
     usable = [i for i, r in enumerate(runs) if r.is_usable]
-    for reason in ("spurious", "tiny"):  # better than nothing, and the verdict says what it is
-        usable = usable or [i for i, r in enumerate(runs) if r.reason == reason]
+    if not usable:  # better than nothing, and the verdict says what it is
+        usable = _next_best(runs, family)
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
@@ -389,6 +390,20 @@ def _tails(data: Data, parameters: Parameters) -> Tails | None:
     return replace(found, row=int(whole[found.row])) if found else None
 
 
+def _next_best(runs: list[Run], family: Covariance) -> list[int]:
+    """Return the runs to choose from where none is usable: spurious ones, else tiny ones.
+
+    A tiny component that is thin besides is next to singular.
+    """
+    spurious = [i for i, r in enumerate(runs) if r.reason == "spurious"]
+    tiny = (i for i, r in enumerate(runs) if r.reason == "tiny")
+    return spurious or [
+        i
+        for i in tiny
+        if not are_spikes(runs[i].parameters, runs[i].moments.mean_count, family).any()
+    ]
+
+
 def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     rows = "\n".join(
         f"  start {i} ({r.method}): {r.reason} after {max(len(r.trace) - 1, 0)} steps"
@@ -397,7 +412,7 @@ def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     return (
-        f"all {len(runs)} starts ended with a singular or empty component, which is no optimum of "
-        f"{spec.covariance} to report:\n{rows}\nUse fewer components or a family "
-        f"with a common covariance (EEE, EEI, EII){advice}."
+        f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
+        f"singular, which is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer "
+        f"components or a family with a common covariance (EEE, EEI, EII){advice}."
     )

@@ -699,7 +699,7 @@ def test_few_points_that_are_close_by_chance_are_never_called_good():
         except NumericalError:
             continue
         status = {c["code"]: c["status"] for c in json.loads(found.attrs["verdict"])["checks"]}
-        if found.attrs["stop_reason"] == "spurious":
+        if found.attrs["stop_reason"] in ("spurious", "tiny"):
             assert status["converged"] == "fail"
         else:
             assert np.sqrt(found["posterior"]["covariance"].min()) > 0.01 * x.std()
