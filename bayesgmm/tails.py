@@ -80,16 +80,15 @@ def tails(x: Array, r: Array, weight: Array, about: Parameters) -> Tails | None:
         In the units of ``x``.
     """
     d = x.shape[1]
-    moments = from_responsibilities(x, r, about, weight)
-    mean, spread = scatter(moments, about)
-    enough = np.flatnonzero((moments.mean_count > 2.0 * (d + 2.0)) & _are_regular(spread))
+    count = weight @ r if len(weight) else r.sum(axis=0)
+    enough = np.flatnonzero(count > 2.0 * (d + 2.0))
+    moments = from_responsibilities(x, r[:, enough], about.take(enough), weight)
+    mean, spread = scatter(moments, about.take(enough))
+    regular = _are_regular(spread)
+    enough, mean, spread = enough[regular], mean[regular], spread[regular]
     if not len(enough):
         return None
-    own = Parameters(
-        about.weight[enough],
-        mean[enough],
-        (spread / moments.mean_count[:, None, None])[enough],
-    )
+    own = Parameters(about.weight[enough], mean, spread / count[enough, None, None])
     fourth, far = 0.0, (0.0, 0, 0)
     for begin in range(0, len(x), _ROWS):
         part = x[begin : begin + _ROWS]
@@ -100,7 +99,7 @@ def tails(x: Array, r: Array, weight: Array, about: Parameters) -> Tails | None:
             fourth += float((w * share) @ square**2)
             furthest = int(np.argmax(np.where((share > 0.5) & (w > 0), square, 0.0)))
             far = max(far, (float(square[furthest]), begin + furthest, int(j)))
-    total = float(moments.mean_count[enough].sum())
+    total = float(count[enough].sum())
     normal = d * (d + 2.0)
     return Tails(
         fourth / (total * normal),

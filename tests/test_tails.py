@@ -140,5 +140,9 @@ def test_where_there_is_too_little_to_tell_nothing_is_said() -> None:
     x = np.random.default_rng(8).normal(size=(7, 2))
     about = Parameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
     assert tails(x, np.ones((7, 1)), np.empty(0), about) is None
+    two = Parameters(np.full(2, 0.5), np.zeros((2, 2)), np.stack([np.eye(2)] * 2))
+    one = tails(np.tile(x, (5, 1)), np.eye(2)[np.zeros(35, dtype=int)], np.empty(0), two)
+    assert one is not None  # of the first component alone: the other has no row at all
+    assert one.component == 0
     line = np.column_stack([np.arange(30.0), 2.0 * np.arange(30.0)])  # fine for diagonal families
     assert tails(line, np.ones((30, 1)), np.empty(0), about) is None
