@@ -123,6 +123,11 @@ class Covariance:
         return not self.is_polar and self.letters not in ("EII", "VII")
 
     @property
+    def is_affine_equivariant(self) -> bool:
+        """Whether every linear map of the data maps the family onto itself: EEE, VEE, EVV, VVV."""
+        return not (self.is_polar or self.is_diagonal)
+
+    @property
     def nested(self) -> tuple[Covariance, ...]:
         """The largest families that are special cases of this one: one letter more restricted."""
         known = ONE_DIMENSIONAL if self.is_one_dimensional else FAMILIES

@@ -25,7 +25,7 @@ from bayesgmm.errors import ArgumentError, TooFewRowsError
 from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
-from bayesgmm.noise import rescaled
+from bayesgmm.noise import shifted
 from bayesgmm.partial_labels import read_labels, refuse_impossible
 from bayesgmm.preflight import (
     check_dependence,
@@ -39,6 +39,7 @@ from bayesgmm.preflight import (
     warn_if_underdetermined,
     warn_of_dropped_rows,
     warn_of_empty_rows,
+    warn_of_far_rows,
     warn_of_lost_digits,
     warn_of_tied_rows,
     warn_of_unseen_pairs,
@@ -74,6 +75,9 @@ class Data:
         ``"sha256:..."`` of values, names and weights, and of what is known of the components.
     probability : (n, k) array
         What is known of each row's component (`partial_labels`); shape (0, 0) if nothing is.
+    mix : (d, d) array, optional
+        Where columns are nearly dependent: the anchored values of the columns are
+        ``x @ mix.T``, and x, mean and covariance are in other coordinates (`mixing`).
     """
 
     x: Array
@@ -87,6 +91,7 @@ class Data:
     covariance: Array
     fingerprint: str
     probability: Array = field(default_factory=lambda: NO_LABELS)
+    mix: Array | None = None
 
     @property
     def n(self) -> int:
@@ -124,7 +129,10 @@ class Data:
     def row_log_jacobian(self) -> Array | float:
         """What turns anchored log-densities of the rows into ones in data units, by addition."""
         log_scale = np.log(self.scale)
-        return -float(log_scale.sum()) if self.is_complete else -(~np.isnan(self.x) @ log_scale)
+        if not self.is_complete:
+            return -(~np.isnan(self.x) @ log_scale)
+        log_mix = 0.0 if self.mix is None else float(np.linalg.slogdet(self.mix)[1])
+        return -float(log_scale.sum()) - log_mix
 
     @property
     def log_jacobian(self) -> float:
@@ -134,19 +142,40 @@ class Data:
             return self.total_weight * each
         return float(self.weight @ each if self.weight.size else each.sum())
 
+    def anchored(self, values: Array) -> Array:
+        """Return rows (m, d) in data units as rows of x."""
+        z = (values - self.center) / self.scale
+        return z if self.mix is None else np.ascontiguousarray(np.linalg.solve(self.mix, z.T).T)
+
     def to_anchored(self, parameters: Parameters) -> Parameters:
         """Return parameters given in data units in anchored units."""
         covariance = parameters.covariance / self.scale[:, None] / self.scale
         mean = (parameters.mean - self.center) / self.scale
-        noise = rescaled(parameters.noise, self.scale)
-        return replace(parameters, mean=mean, covariance=covariance, noise=noise)
+        # Densities go the other way than those of rows.
+        noise = shifted(parameters.noise, -self.row_log_jacobian)
+        found = replace(parameters, mean=mean, covariance=covariance, noise=noise)
+        if self.mix is None:
+            return found
+        # By the factors, so that the result is definite whatever the rounding.
+        factor = np.linalg.solve(self.mix, found.factor)
+        mean = np.linalg.solve(self.mix, mean.T).T
+        return replace(found, mean=mean, covariance=factor @ np.swapaxes(factor, 1, 2))
+
+    def by_column(self, parameters: Parameters) -> Parameters:
+        """Return parameters of x as those of the anchored columns."""
+        if self.mix is None:
+            return parameters
+        covariance = self.mix @ parameters.covariance @ self.mix.T
+        covariance = 0.5 * (covariance + np.swapaxes(covariance, 1, 2))
+        return replace(parameters, mean=parameters.mean @ self.mix.T, covariance=covariance)
 
     def to_data_units(self, parameters: Parameters) -> Parameters:
         """Return parameters given in anchored units in data units."""
-        covariance = parameters.covariance * self.scale[:, None] * self.scale
-        mean = parameters.mean * self.scale + self.center
-        noise = rescaled(parameters.noise, 1.0 / self.scale)
-        return replace(parameters, mean=mean, covariance=covariance, noise=noise)
+        found = self.by_column(parameters)
+        covariance = found.covariance * self.scale[:, None] * self.scale
+        mean = found.mean * self.scale + self.center
+        noise = shifted(parameters.noise, self.row_log_jacobian)
+        return replace(found, mean=mean, covariance=covariance, noise=noise)
 
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""
@@ -210,8 +239,8 @@ def read(
     Warns
     -----
     DataWarning
-        With code precision-loss, near-collinear, underdetermined, tied-rows, unequal-scales,
-        dropped-rows, empty-rows or never-together.
+        With code precision-loss, near-collinear, underdetermined, tied-rows, far-row,
+        unequal-scales, dropped-rows, empty-rows or never-together.
     """
     table = tabulate(X, columns, missing=missing)
     names, index = table.names, table.index
@@ -258,6 +287,7 @@ def read(
     refuse_far_rows(x, index)
     rows = np.asfortranarray(x[present])
     warn_of_lost_digits(table, center, spread)
+    warn_of_far_rows(rows, index[present], names)
     # What columns and rows have in common is looked for in complete rows.
     complete, among = (rows, frequency) if is_complete else _complete_rows(rows, frequency)
     enough = is_complete or len(complete) > 2 * d

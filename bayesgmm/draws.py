@@ -17,6 +17,7 @@ from bayesgmm import kernel_ops, tree
 from bayesgmm.checks import Verdict
 from bayesgmm.data import Data, read_for
 from bayesgmm.density import Target, target
+from bayesgmm.em import UNUSABLE
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -27,6 +28,7 @@ from bayesgmm.errors import (
 )
 from bayesgmm.fit import fit_em, seed_of
 from bayesgmm.labels import align, apply
+from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.prior import ConjugatePrior
@@ -70,6 +72,7 @@ def _pivot(
     """EM's optimum in data units: where chains start, and whose labels the draws get."""
     if mle is not None:
         _check_pivot(mle, spec, data)
+        refuse_unresolved(tree.point(mle).covariance, "mle")
         return tree.point(mle)
     arguments: dict[str, Any] = {
         "sample_weight": sample_weight,
@@ -81,14 +84,27 @@ def _pivot(
         # What is wrong with the start is told by the draws' own verdict.
         warnings.simplefilter("ignore", FitWarning)
         warnings.simplefilter("ignore", BayesgmmWarning)
+        prior = spec.prior
+        has_mode = isinstance(prior, ConjugatePrior) and prior.weight_concentration >= 1.0
         try:
-            return tree.point(fit_em(spec, X, **arguments))
+            found = fit_em(spec, X, **arguments)
         except NumericalError:
-            # The likelihood has no usable maximum; the posterior, which is proper, has one.
-            prior = spec.prior
-            if not isinstance(prior, ConjugatePrior) or prior.weight_concentration < 1.0:
+            if not has_mode:
                 raise
-            return tree.point(fit_em(spec, X, estimate="map", **arguments))
+        else:
+            if _is_usable(found) or not has_mode:
+                return tree.point(found)
+        # The likelihood has no usable maximum; the posterior, which is proper, has one.
+        return tree.point(fit_em(spec, X, estimate="map", **arguments))
+
+
+def _is_usable(fit: xr.DataTree) -> bool:
+    """Whether a fit is an optimum whose covariances are definite in floats."""
+    try:
+        refuse_unresolved(tree.point(fit).covariance)
+    except ArgumentError:
+        return False
+    return fit.attrs["stop_reason"] not in UNUSABLE
 
 
 def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from bayesgmm.cells import row_label
 from bayesgmm.checks import Check, Verdict
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.em import UNUSABLE
+from bayesgmm.rivals import NEAR, Rival
+from bayesgmm.tails import Tails
+
+_MOST_RIVALS = 3  # that are told
+# What a component is made of that is returned only where there is nothing else.
+_NO_OPTIMUM = {
+    "spurious": "a few points that are close by chance, where the likelihood has a spike",
+    "tiny": "hardly more points than a covariance needs, near which the likelihood has no bound",
+}
 
 
 def em_verdict(
@@ -21,9 +32,11 @@ def em_verdict(
     counts: Array,
     reasons: Sequence[str],
     n_at_best: int,
-    n_rivals: int,
     family: Covariance,
     d: int,
+    rivals: Sequence[Rival] = (),
+    tails: Tails | None = None,
+    index: Any = None,
 ) -> Verdict:
     """Judge a fit by EM.
 
@@ -43,34 +56,31 @@ def em_verdict(
         Why each start stopped.
     n_at_best : int
         How many starts reached the best optimum.
-    n_rivals : int
-        How many usable starts are within 0.1 in log-likelihood with different parameters.
     family : Covariance
     d : int
         Number of features.
+    rivals : sequence of Rival
+        The other optima that are as good.
+    tails : Tails, optional
+        How far out rows are, if it is known.
+    index : sequence, optional
+        The row labels.
 
     Returns
     -------
     Verdict
-        With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes``.
+        With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes,
+        heavy-tails``.
     """
     checks = [
         _converged(reason, n_iter, distance, tol),
         _small_component(counts, family, d),
         _unusable_starts(reasons),
         _best_found_once(n_at_best, len(reasons)),
-        Check("rival-modes", "ok", "no other optimum within 0.1 in log-likelihood")
-        if n_rivals == 0
-        else Check(
-            "rival-modes",
-            "warn",
-            f"{n_rivals} of {len(reasons)} starts came within 0.1 in log-likelihood of the best "
-            "with different parameters",
-            "The data do not decide between several solutions, and standard errors describe one "
-            "of them. Compare the starts, use fewer components or a smaller family, or sample the "
-            "posterior, which covers them all.",
-        ),
+        _rival_modes(rivals),
     ]
+    if tails is not None:
+        checks.append(_heavy_tails(tails, index))
     if is_positive_definite is not None:
         good = Check("hessian", "ok", "minus the Hessian is positive definite: a strict maximum")
         bad = Check(
@@ -89,11 +99,11 @@ def _converged(reason: str, n_iter: int, distance: float, tol: float) -> Check:
     # Short of NaN, which says that no information matrix was asked for or that it has no inverse.
     known = f", {distance:.2g} standard errors from its limit" if np.isfinite(distance) else ""
     evidence = f"EM stopped after {n_iter} steps ({reason}){known}"
-    if reason == "spurious":
+    if reason in _NO_OPTIMUM:
         advice = (
-            "Every start led to a component of a few points that are close by chance, where the "
-            "likelihood has a spike; this is the highest. Do not interpret it: use fewer "
-            "components, a family with a common covariance (EEE, EEI, EII), or estimate='map'."
+            f"Every start led to a component of {_NO_OPTIMUM[reason]}; this is the highest. Do not "
+            "interpret it: use fewer components, a family with a common covariance (EEE, EEI, "
+            "EII), or estimate='map'."
         )
         return Check("converged", "fail", evidence, advice)
     if reason not in ("converged", "fixed point"):
@@ -156,4 +166,45 @@ def _best_found_once(n_at_best: int, n_starts: int) -> Check:
         "warn",
         evidence,
         "More starts may find a better one: raise n_starts until several agree.",
+    )
+
+
+def _rival_modes(rivals: Sequence[Rival]) -> Check:
+    if not rivals:
+        return Check("rival-modes", "ok", f"no other optimum within {NEAR} in log-likelihood")
+    here = rivals[0].objective + rivals[0].behind
+    lines = [
+        f"start {r.starts[0]} led to {r.objective:.3f}, where most differs {r.difference}"
+        for r in rivals[:_MOST_RIVALS]
+    ]
+    optima = "another optimum is" if len(rivals) == 1 else f"{len(rivals)} other optima are"
+    evidence = f"{optima} within {NEAR} in log-likelihood: {here:.3f} here; {'; '.join(lines)}"
+    start = rivals[0].starts[0]
+    return Check(
+        "rival-modes",
+        "warn",
+        evidence,
+        "The data do not decide between these solutions, and standard errors describe one of them. "
+        "The others are in the group `rivals`: fit_em(spec, X, "
+        f"start=fit['rivals'].sel(start={start})) gives the first one with its errors. Use fewer "
+        "components or a smaller family, or sample the posterior, which covers them all.",
+    )
+
+
+def _heavy_tails(tails: Tails, index: Any) -> Check:
+    evidence = (
+        f"the fourth moment of the rows' distances is {tails.kurtosis:.3g} times that of normal "
+        f"components (standard error {tails.error:.2g})"
+    )
+    if not tails.are_heavy:
+        return Check("heavy-tails", "ok", evidence)
+    label = row_label(tails.row if index is None else index[tails.row])
+    return Check(
+        "heavy-tails",
+        "warn",
+        f"{evidence}; the furthest is row {label}, {tails.distance:.3g} standard deviations from "
+        f"component {tails.component}, where normal rows end at {tails.usual:.2g}",
+        "Rows far out widen a covariance and shift a mean, or get a component of their own. Look "
+        "at the rows with the lowest bg.score(fit, X): correct or drop what is wrong, transform "
+        "skewed columns, or describe the tail by a component more.",
     )

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -34,18 +35,21 @@ from bayesgmm.errors import (
     to_json,
 )
 from bayesgmm.fixed import Fixed, read_fixed
-from bayesgmm.groups import MOST_KINDS
+from bayesgmm.groups import MOST_KINDS, rows
 from bayesgmm.information import Information, observed_information
-from bayesgmm.labels import SAME, distance
+from bayesgmm.mixing import taken_apart
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Noise
+from bayesgmm.moments import Noise, Parameters
 from bayesgmm.multistart import is_interrupted
-from bayesgmm.noise import SHARE, Region, region_around, rescaled
+from bayesgmm.noise import SHARE, Region, region_around, shifted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
-from bayesgmm.resolved import PseudoData, pseudo_data
-from bayesgmm.result import result
+from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
+from bayesgmm.result import order_of, result
+from bayesgmm.rivals import at_the_best, rivals_of
 from bayesgmm.search import Runner, Settings, find, keeps_order
+from bayesgmm.spikes import are_spikes
+from bayesgmm.tails import Tails, tails
 from bayesgmm.uncertainty import Kind, checked_kind, uncertainty
 
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
@@ -164,12 +168,16 @@ def fit_em(
         data = read_for(
             spec, X, sample_weight=sample_weight, columns=columns, missing=missing, labels=labels
         )
+        if fixed is None and (estimate == "mle" or _follows_columns(spec, data)):
+            data = taken_apart(data, spec.covariance)
+        prior = _resolved(spec, data) if estimate == "map" else None
     _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
-    prior = _resolved(spec, data) if estimate == "map" else None
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
     region = _region(spec, data, held)
-    noise = None if region is None else rescaled(Noise(SHARE, -region.log_volume), data.scale)
+    noise = None
+    if region is not None:
+        noise = shifted(Noise(SHARE, -region.log_volume), -data.row_log_jacobian)
     seed = seed_of(random_seed)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -188,7 +196,7 @@ def fit_em(
     )
     usable = [i for i, r in enumerate(runs) if r.is_usable]
     if not usable:  # better than nothing, and the verdict says what it is
-        usable = [i for i, r in enumerate(runs) if r.reason == "spurious"]
+        usable = _next_best(runs, family)
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
@@ -203,7 +211,15 @@ def fit_em(
         errors = uncertainty(
             kind, information, data, top.parameters, top.moments, family, prior=prior, held=held
         )
-    verdict = em_verdict(**_facts(data, family, runs, best, twins, information, tol))
+    order = order_of(runs[best].parameters, data, is_kept=keeps_order(data, held))
+    ranked = runs[best].parameters.take(order)
+    rivals = rivals_of(runs, best, ranked, data)
+    verdict = em_verdict(
+        **_facts(data, family, runs, best, twins, information, tol),
+        rivals=rivals,
+        tails=_tails(data, ranked),
+        index=data.index,
+    )
     fit = result(
         spec,
         data,
@@ -211,10 +227,11 @@ def fit_em(
         best,
         information,
         errors,
+        order,
+        rivals,
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
         n_fixed=held.count(k, data.d, family) if held else 0,
-        keeps_order=keeps_order(data, held),
     )
     fit.attrs |= {
         "random_seed": seed,
@@ -291,8 +308,8 @@ def _region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Region | N
         raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
     if isinstance(spec.noise, float):
         return Region(math.log(spec.noise))
-    present = data.x[data.weight > 0] if data.weight.size else data.x
-    return region_around(present, data.center, data.scale)
+    present = data.values[data.weight > 0] if data.weight.size else data.values
+    return region_around(present, data.center)
 
 
 def seed_of(random_seed: int | None) -> int:
@@ -300,6 +317,13 @@ def seed_of(random_seed: int | None) -> int:
     if random_seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     return whole_number("random_seed", random_seed, least=0)
+
+
+def _follows_columns(spec: GaussianMixture, data: Data) -> bool:
+    """Whether the prior is made of the data, so that other coordinates of them do not change it."""
+    prior = spec.prior
+    is_default = isinstance(prior, ConjugatePrior) and prior.mean is None and prior.scale is None
+    return is_default and not is_singular(data.covariance)
 
 
 def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
@@ -314,10 +338,13 @@ def _resolved(spec: GaussianMixture, data: Data) -> PseudoData:
             "'map' needs a weight_concentration of at least 1: below, the density of the weights "
             "has no mode inside",
         )
+    family, k = spec.covariance, spec.n_components
+    if data.mix is not None:
+        return pseudo_data(spec.prior, family, k, mean=data.mean, covariance=data.covariance)
     return pseudo_data(
         spec.prior,
-        spec.covariance,
-        spec.n_components,
+        family,
+        k,
         mean=data.center + data.scale * data.mean,
         covariance=data.covariance * np.outer(data.scale, data.scale),
     ).anchored(data.center, data.scale)
@@ -363,8 +390,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the verdict is made from."""
     top = runs[best]
-    near = [i for i, r in enumerate(runs) if r.is_usable and top.objective - r.objective < 0.1]
-    reached = [i for i in near if distance(runs[i].parameters, top.parameters) < SAME]
+    reached = at_the_best(runs, best)
     return {
         "reason": top.reason,
         "n_iter": len(top.trace) - 1,
@@ -374,10 +400,34 @@ def _facts(
         "counts": top.moments.mean_count,
         "reasons": [r.reason for r in runs],
         "n_at_best": sum(twin in reached for twin in twins),
-        "n_rivals": len(near) - len(reached),
         "family": family,
         "d": data.d,
     }
+
+
+def _tails(data: Data, parameters: Parameters) -> Tails | None:
+    """Return how far out complete rows are."""
+    whole = np.flatnonzero(~np.isnan(data.x).any(axis=1))
+    if not len(whole):
+        return None
+    r = rows(data.groups, parameters, data.n)[1]
+    weight = data.weight[whole] if len(data.weight) else data.weight
+    found = tails(data.x[whole], r[whole, : parameters.k], weight, parameters)  # not noise
+    return replace(found, row=int(whole[found.row])) if found else None
+
+
+def _next_best(runs: list[Run], family: Covariance) -> list[int]:
+    """Return the runs to choose from where none is usable: spurious ones, else tiny ones.
+
+    A tiny component that is thin besides is next to singular.
+    """
+    spurious = [i for i, r in enumerate(runs) if r.reason == "spurious"]
+    tiny = (i for i, r in enumerate(runs) if r.reason == "tiny")
+    return spurious or [
+        i
+        for i in tiny
+        if not are_spikes(runs[i].parameters, runs[i].moments.mean_count, family).any()
+    ]
 
 
 def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
@@ -388,7 +438,7 @@ def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     return (
-        f"all {len(runs)} starts ended with a singular, empty, tiny or spurious component, which "
-        f"is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer components or a family "
-        f"with a common covariance (EEE, EEI, EII){advice}."
+        f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
+        f"singular, which is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer "
+        f"components or a family with a common covariance (EEE, EEI, EII){advice}."
     )

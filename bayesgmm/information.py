@@ -95,7 +95,7 @@ def natural_errors(natural: Array, covariance: Array | None, shape: tuple[int, i
     if covariance is None:
         se = np.full(len(natural), np.nan)
     else:
-        variance = np.einsum("ip,pq,iq->i", natural, covariance, natural)
+        variance = np.vecdot(natural @ covariance, natural)
         se = np.sqrt(np.where(variance < 0.0, 0.0, variance))  # rounding; NaN stays
     weight, mean, covariance, noise = np.split(se, np.cumsum([k, k * d, k * d * d]))
     return Parameters(

@@ -77,17 +77,17 @@ class Region:
         return Region(record["log_volume"], corner, edges)
 
 
-def region_around(x: Array, center: Array, scale: Array) -> Region:
+def region_around(values: Array, center: Array) -> Region:
     """Return the smaller of two boxes around rows: along the columns, and along principal axes.
 
     Parameters
     ----------
-    x : (n, d) array
-        Rows in units of ``scale`` about ``center``.
-    center, scale : (d,) arrays
-        In the units of the data, in which principal axes are meant.
+    values : (n, d) array
+        Rows in the units of the data, in which principal axes are meant.
+    center : (d,) array
+        Near them, so that an offset costs no digits.
     """
-    y = x * scale
+    y = values - center
     axes = [np.eye(y.shape[1])]
     if y.shape[1] > 1:
         axes.append(np.linalg.svd(y - y.mean(axis=0), full_matrices=False)[2])
@@ -101,11 +101,11 @@ def region_around(x: Array, center: Array, scale: Array) -> Region:
     return min(found, key=lambda region: region.log_volume)
 
 
-def rescaled(noise: Noise | None, scale: Array) -> Noise | None:
-    """Return noise in units that are ``scale`` (d,) of the present ones."""
+def shifted(noise: Noise | None, by: Array | float) -> Noise | None:
+    """Return noise in other units, in which the logarithms of densities are larger ``by`` this."""
     if noise is None:
         return None
-    return replace(noise, log_density=noise.log_density + float(np.log(scale).sum()))
+    return replace(noise, log_density=noise.log_density + float(by))
 
 
 def with_noise(parameters: Parameters, noise: Noise | None) -> Parameters:

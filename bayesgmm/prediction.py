@@ -30,6 +30,7 @@ from bayesgmm.cells import Missing
 from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, ShapeError
 from bayesgmm.groups import marginal, missing_constant, split
+from bayesgmm.mixing import UNRESOLVED, are_resolved
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.table import tabulate
@@ -340,6 +341,7 @@ def _whitening(weight: Array, mean: Array, covariance: Array, total: Array) -> A
         "the weights must be at least 0 and sum to one": summed & (weight >= 0).all(axis=1),
         "the means must be finite": np.isfinite(mean).all(axis=(1, 2)),
         "the covariances must be symmetric and positive definite": symmetric & definite,
+        UNRESOLVED: are_resolved(covariance, whitening).all(axis=1),
     }
     for message, good in checks.items():
         if not good.all():

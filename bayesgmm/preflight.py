@@ -37,6 +37,7 @@ _SMALLEST_SD, _LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, w
 _LARGEST_VALUE = 1e165  # beyond it, neighbouring numbers differ by more than _LARGEST_SD
 _DEPENDENT = 1e-11  # residual of a column on the others, in its standard deviations
 _NEARLY_DEPENDENT = 1e6  # condition number of the standardised table: 1e12 for the correlations
+_FAR = 1e6  # distance from the median of a column, in those of half of the rows
 
 
 def _warn(code: str, message: str) -> None:
@@ -247,6 +248,47 @@ def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
     if too_far.any():
         label = row_label(index[int(np.argmax(too_far))])
         raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
+
+
+def far_rows(rows: Array) -> tuple[NDArray[np.bool_], int]:
+    """Return which rows are a million times as far out as half of them, and in which column.
+
+    They are at most d + 1, or they are none: more are a group.
+
+    Parameters
+    ----------
+    rows : (n, d) array
+        About the medians of the columns.
+    """
+    n, d = rows.shape
+    for j, column in enumerate(rows.T):
+        distance = np.abs(column[~np.isnan(column)])
+        # They are most of the sum of squares if there are any: so they are seldom looked for.
+        if distance.max() ** 2 * (d + 1) < 0.1 * np.square(distance).sum():
+            continue
+        half = float(np.median(distance))
+        is_far = np.abs(column) > _FAR * half
+        if half > 0 and 0 < np.count_nonzero(is_far) <= d + 1:
+            return is_far, j
+    return np.zeros(n, dtype=bool), -1
+
+
+def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str]) -> None:
+    """Warn of a few rows that are far from all others, and name the furthest."""
+    is_far, j = far_rows(rows)
+    if not is_far.any():
+        return
+    distance = np.abs(rows[:, j])
+    furthest, found = int(np.nanargmax(distance)), int(np.count_nonzero(is_far))
+    others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
+    _warn(
+        "far-row",
+        f"row {row_label(index[furthest])} is {distance[furthest] / np.nanmedian(distance):.2g} "
+        f"times as far from the median of column {names[j]!r} as half of the rows are{others}: "
+        "alone in a component with a covariance of its own it makes the likelihood infinite, and "
+        "default priors take their scale from it; correct or drop it, or use a family with a "
+        "common covariance (EEE, EEI, EII, E)",
+    )
 
 
 def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:

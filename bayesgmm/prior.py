@@ -45,7 +45,8 @@ class ConjugatePrior:
 
     The defaults are those of mclust's ``priorControl()``, scaled by the data: m the column means,
     :math:`\kappa` = 0.01, :math:`\nu = d + 2`, :math:`\Lambda = \mathrm{cov}(X) / k^{2/d}` (for
-    spherical and diagonal families the mean of the column variances over :math:`k^{2/d}`).
+    spherical and diagonal families the mean of the column variances over :math:`k^{2/d}`).  Where
+    cov(X) is singular (no more rows than columns, or dependent ones) its diagonal takes its place.
     It avoids zero: a component that shrinks onto one point has no mass.
 
     Parameters

@@ -33,6 +33,7 @@ from bayesgmm.data import Data, read_for
 from bayesgmm.em import UNUSABLE, Run, run
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.fixed import Fixed
+from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import UNWEIGHTED, Array, Parameters
 from bayesgmm.noise import Region
@@ -40,7 +41,7 @@ from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
 from bayesgmm.start import Start
-from bayesgmm.tree import names_of, spec_of
+from bayesgmm.tree import names_of, point, spec_of
 
 
 def data_of(fit: Any) -> Data:
@@ -54,7 +55,7 @@ def data_of(fit: Any) -> Data:
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM.
+        If ``fit`` is no fit by EM, or its covariances hold no digits of nearly dependent columns.
     """
     if not isinstance(fit, xr.DataTree) or fit.attrs.get("engine") != "em":
         raise ArgumentError("fit", "must be a fit by fit_em")
@@ -62,6 +63,7 @@ def data_of(fit: Any) -> Data:
         raise ArgumentError(
             "fit", "must be a whole fit by fit_em, not a part of one or its replicates"
         )
+    refuse_unresolved(point(fit).covariance)
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
     table = pd.DataFrame(observed.to_numpy(), columns=list(names_of(fit)))
@@ -145,8 +147,7 @@ def simulated(
     each = zip(parameters.mean, normal, parameters.factor, strict=True)
     x = np.concatenate([mean + z @ factor.T for mean, z, factor in each])
     if region is not None and len(x) < n:
-        noise = (region.draw(n - len(x), rng) - data.center) / data.scale
-        x = np.concatenate([x, noise])
+        x = np.concatenate([x, data.anchored(region.draw(n - len(x), rng))])
     if not data.is_complete:
         share = frequency(data) / data.total_weight
         like = rng.permutation(n) if n == data.n else rng.choice(data.n, n, p=share)

@@ -33,7 +33,7 @@ import numpy as np
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
-from bayesgmm.errors import ArgumentError, PosteriorWarning
+from bayesgmm.errors import ArgumentError, DataWarning, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.prior import (
@@ -47,6 +47,7 @@ from bayesgmm.prior import (
 )
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
+_SINGULAR = 1e-14  # an eigenvalue of the correlations, for each column, that is rounding
 
 
 def _per_feature(name: str, value: Numbers, d: int) -> Array:
@@ -101,6 +102,13 @@ def measure_exponent(family: Covariance, d: int) -> float:
     return 2.0 if family.is_diagonal else d + 1.0
 
 
+def is_singular(covariance: Array) -> bool:
+    """Whether a covariance is singular up to rounding."""
+    unit = np.sqrt(np.diagonal(covariance))
+    least = np.linalg.eigvalsh(covariance / np.outer(unit, unit))[0]
+    return bool(least <= _SINGULAR * len(unit))
+
+
 def pseudo_data(
     prior: ConjugatePrior, family: Covariance, k: int, *, mean: Array, covariance: Array
 ) -> PseudoData:
@@ -113,7 +121,8 @@ def pseudo_data(
     k : int
         Number of components.
     mean, covariance : (d,) and (d, d) arrays
-        Of the data, in the data's units.
+        Of the data, in the data's units. Of a singular covariance the default scale of whole
+        matrices takes the diagonal alone.
 
     Raises
     ------
@@ -131,13 +140,14 @@ def pseudo_data(
         scatter = np.eye(d) * (np.trace(covariance) / d / k ** (2.0 / d))
     else:
         scatter = covariance / k ** (2.0 / d)
-        unit = np.sqrt(np.diagonal(scatter))
-        if np.linalg.eigvalsh(scatter / np.outer(unit, unit))[0] <= 1e-14 * d:
-            raise ArgumentError(
-                "prior.scale",
-                "the default is the covariance of the data, which is singular here (no more rows "
-                "than columns, or nearly dependent columns): give numbers, or a diagonal family",
+        if is_singular(scatter):
+            scatter = np.diag(np.diagonal(scatter))
+            message = (
+                "the covariance of the data is singular (no more rows than columns, or nearly "
+                "dependent ones), so that the prior's scale is made from its diagonal alone: no "
+                "column is thought to depend on another; ConjugatePrior(scale=) takes other numbers"
             )
+            warnings.warn(DataWarning("prior-scale", message), skip_file_prefixes=(_PACKAGE,))
     if family.shape == "I":
         # One variance, inverse gamma (nu/2, s/2): as a matrix term this is s/d times the identity.
         scatter = np.eye(d) * (np.trace(scatter) / d / d)

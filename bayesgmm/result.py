@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from bayesgmm import tree
 from bayesgmm.data import Data
 from bayesgmm.em import Run
 from bayesgmm.groups import rows
 from bayesgmm.information import Information
+from bayesgmm.mixing import by_column
 from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Parameters
 from bayesgmm.multistart import is_interrupted
+from bayesgmm.rivals import Rival
 from bayesgmm.uncertainty import METHODS, Uncertainty
+
+Order = NDArray[np.intp]
 
 
 def versions() -> str:
@@ -30,6 +37,13 @@ def versions() -> str:
     return json.dumps(found)
 
 
+def order_of(parameters: Parameters, data: Data, *, is_kept: bool = False) -> Order:
+    """Return the order of components, (k,): by the first mean, a name where labels mean nothing."""
+    if is_kept:
+        return np.arange(parameters.k)
+    return np.lexsort(data.by_column(parameters).mean.T[::-1])
+
+
 def result(
     spec: GaussianMixture,
     data: Data,
@@ -37,17 +51,15 @@ def result(
     best: int,
     information: Information | None,
     errors: Uncertainty | None,
+    order: Order,
+    rivals: Sequence[Rival] = (),
     *,
     estimate: str,
     keep_responsibilities: bool,
     n_fixed: int = 0,
-    keeps_order: bool = False,
 ) -> xr.DataTree:
-    """Return the tree of a fit, its components in the order of their first mean."""
+    """Return the tree of a fit, its components in an order (k,)."""
     top = runs[best]
-    # Components in order of their first mean: a name for labels that mean nothing.
-    by_mean = np.lexsort(top.parameters.mean.T[::-1])
-    order = np.arange(top.parameters.k) if keeps_order else by_mean
     parameters = top.parameters.take(order)
     row, r = rows(data.groups, parameters, data.n)
     row = row + data.row_log_jacobian
@@ -91,6 +103,8 @@ def result(
     groups["observed_data"] = groups["observed_data"].assign_coords(feature=list(data.names))
     if len(data.probability):
         groups["constant_data"]["label_probability"] = (("obs", "cluster"), data.probability)
+    if rivals:
+        groups["rivals"] = _rivals_table(rivals, data.names)
     if errors is not None:
         groups["standard_error"] = _standard_errors(errors, data, order)
     if keep_responsibilities:
@@ -156,7 +170,17 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
     )
 
 
-def _standard_errors(errors: Uncertainty, data: Data, order: Any) -> xr.Dataset:
+def _rivals_table(rivals: Sequence[Rival], names: Sequence[str]) -> xr.Dataset:
+    """Parameters of the other optima, each by the start that led to it."""
+    each = [tree.arrays(r.parameters) for r in rivals]
+    values = {n: np.stack([one[n] for one in each]) for n in each[0]}
+    found = tree.dataset(values, names, ("start",))
+    found["objective"] = ("start", np.array([r.objective for r in rivals]))
+    return found.assign_coords(start=[r.starts[0] for r in rivals])
+
+
+def _standard_errors(errors: Uncertainty, data: Data, order: Order) -> xr.Dataset:
+    errors = replace(errors, natural=by_column(errors.natural, data, len(order)))
     se = errors.standard_errors().take(order)
     natural = replace(
         se,

@@ -34,6 +34,7 @@ from bayesgmm.data import read
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, DataError, FitWarning, NumericalError
 from bayesgmm.fit import fit_em, seed_of
 from bayesgmm.fixed import is_for_any_size, read_fixed
+from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moves import splits
 from bayesgmm.progress import is_wanted
@@ -314,7 +315,7 @@ def _of_one_size(
     """Yield the fits of one number of components, special cases first."""
     found: dict[Covariance, xr.DataTree] = {}
     for spec in specs:
-        smaller = [found[f] for f in _nested(spec.covariance, found)]
+        smaller = [found[f] for f in _nested(spec.covariance, found) if _is_start(found[f])]
         # The search of `fit_em` within the nested families has been made where all are here.
         is_done = bool(smaller) and all(f in found for f in spec.covariance.nested)
         own = list(METHODS) if is_done else [None]
@@ -358,7 +359,7 @@ def _grow(X: Any, grid: list[GaussianMixture], found: Fits, options: dict[str, A
     for spec in grid:
         smaller = found.get((spec.covariance.letters, spec.n_components - 1))
         own = found.get(_key(spec))
-        if smaller is None or own is None:
+        if smaller is None or own is None or not (_is_start(smaller) and _is_start(own)):
             continue
         least = _loglik(smaller)
         if _loglik(own) >= least - _ROUNDING * abs(least):
@@ -370,6 +371,15 @@ def _grow(X: Any, grid: list[GaussianMixture], found: Fits, options: dict[str, A
             found[_key(spec)] = _fit(spec, X, start=begins, **options)
         except KeyboardInterrupt:
             return False
+    return True
+
+
+def _is_start(fit: xr.DataTree) -> bool:
+    """Whether its covariances, as they are stored, are good enough to start from."""
+    try:
+        refuse_unresolved(tree.point(fit).covariance)
+    except ArgumentError:
+        return False
     return True
 
 

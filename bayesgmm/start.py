@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -18,6 +19,7 @@ from bayesgmm.groups import NO_LABELS, rows, split, table
 from bayesgmm.hierarchical import Labels
 from bayesgmm.moments import Array, Noise, Parameters, accumulate, from_responsibilities, scatter
 from bayesgmm.noise import NOISE
+from bayesgmm.preflight import far_rows
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
 
@@ -101,7 +103,7 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
             share = start.noise.weight
     else:
         posterior: Any = start
-        if isinstance(start, xr.DataTree):
+        if isinstance(start, xr.DataTree) and "weight" not in start.data_vars:  # else of rivals
             if "posterior" not in start.children:
                 raise ArgumentError("start", "is a tree without a posterior: no fit")
             posterior = start["posterior"]
@@ -312,13 +314,18 @@ def _partition(
 ) -> Partition:
     if method in ("ellipsoids", "ward"):
         return _agglomerated(data, k, method, rng)
-    from sklearn.cluster import KMeans, kmeans_plusplus  # slow to import, needed only here
+    # Slow to import, needed only here.
+    from sklearn.cluster import KMeans, kmeans_plusplus
+    from sklearn.exceptions import ConvergenceWarning
 
     sd = np.sqrt(np.diagonal(data.covariance))
     x, weight = distinct.rows / sd, distinct.weight
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
-        model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
+        with warnings.catch_warnings():
+            # Of fewer groups than asked for, which are looked for below.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
         labels = model.labels_.astype(np.intp)
     else:
         labels = _nearest(x, _distinct_rows(x, weight, k, rng))
@@ -343,7 +350,10 @@ def _agglomerated(data: Data, k: int, method: str, rng: np.random.Generator) -> 
         some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
         distinct, count = distinct[some], count[some]
     if method == "ward":
-        labels = hierarchical.ward(distinct / np.sqrt(np.diagonal(data.covariance)), k)
+        sd, near = np.sqrt(np.diagonal(data.covariance)), ~far_rows(distinct)[0]
+        if not near.all():  # far from all others in any direction, and so groups of their own
+            sd = distinct[near].std(axis=0)
+        labels = hierarchical.ward(distinct / np.where(sd > 0, sd, 1.0), k)
     else:
         labels = hierarchical.ellipsoids(
             hierarchical.sphered(distinct, data.mean, data.covariance), k

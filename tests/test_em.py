@@ -376,8 +376,12 @@ def test_a_singular_component_is_never_the_best():
             continue
         p = tree.point(found)
         assert np.sqrt(p.covariance).min() > 1e-6
-        assert 30 * p.weight.min() > 2.5
         starts = found["starts"]
+        if found.attrs["stop_reason"] in ("tiny", "spurious"):  # there is nothing else
+            assert not starts["usable"].any()
+            assert json.loads(found.attrs["verdict"])["status"] == "fail"
+            continue
+        assert 30 * p.weight.min() > 2.5
         assert starts.sizes["start"] >= 10  # some of the twenty are the same groups
         bad = ~starts["usable"].to_numpy()
         assert set(starts["reason"].to_numpy()[bad]) <= {*UNUSABLE, "unfinished"}
@@ -711,7 +715,7 @@ def test_few_points_that_are_close_by_chance_are_never_called_good():
         except NumericalError:
             continue
         status = {c["code"]: c["status"] for c in json.loads(found.attrs["verdict"])["checks"]}
-        if found.attrs["stop_reason"] == "spurious":
+        if found.attrs["stop_reason"] in ("spurious", "tiny"):
             assert status["converged"] == "fail"
         else:
             assert np.sqrt(found["posterior"]["covariance"].min()) > 0.01 * x.std()

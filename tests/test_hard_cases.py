@@ -21,7 +21,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import bayesgmm as bg
 from bayesgmm import tree
-from bayesgmm.errors import BayesgmmWarning, FitWarning, NumericalError, ScaleError
+from bayesgmm.data import read
+from bayesgmm.errors import (
+    ArgumentError,
+    BayesgmmWarning,
+    FitWarning,
+    NumericalError,
+    ScaleError,
+)
+from bayesgmm.mixing import taken_apart
 from bayesgmm.moments import Parameters
 
 FAITHFUL = registry.table("faithful")
@@ -63,21 +71,85 @@ def same(a: Parameters, b: Parameters, rtol: float = 1e-7) -> None:
         assert_allclose(getattr(a, name), first, rtol=rtol, atol=rtol * size)
 
 
-class TestDegenerateData:
-    @pytest.mark.parametrize("family", ["VVV", "EEE"])
-    @pytest.mark.parametrize("residual", [1e-3, 1e-5])
-    def test_a_column_that_nearly_repeats_another(self, family: str, residual: float) -> None:
-        """Fitted as well as their difference, which has all the digits."""
-        rng = np.random.default_rng(0)
-        x = rng.normal(size=(200, 2)) + np.repeat([0.0, 4.0], 100)[:, None]
-        near = np.column_stack([x, x[:, 0] + residual * rng.normal(size=200)])
-        apart = np.column_stack([x, near[:, 2] - near[:, 0]])
-        a, b = fit(family, near), fit(family, apart)
+def nearly_dependent(residual: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (200, 3) whose third column repeats the first but for a residual, and the residual."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2)) + np.repeat([0.0, 4.0], 100)[:, None]
+    near = np.column_stack([x, x[:, 0] + residual * rng.normal(size=200)])
+    return near, near[:, 2] - near[:, 0]
+
+
+AFFINE = ("VVV", "EEE", "VEE", "EVV")
+
+
+class TestNearlyDependentColumns:
+    """A07: rows hold the residual of one column on the others much better than covariances do."""
+
+    @pytest.mark.parametrize("family", AFFINE)
+    @pytest.mark.parametrize("residual", [1e-3, 1e-5, 3e-8, 1e-9])
+    def test_are_fitted_as_well_as_their_differences(self, family: str, residual: float) -> None:
+        near, rest = nearly_dependent(residual)
+        apart = np.column_stack([near[:, :2], rest])
+        a, text = noted(family, near)
+        assert ("near-collinear" in text) == (residual < 1e-6)
+        b = fit(family, apart)
+        assert a.attrs["stop_reason"] == b.attrs["stop_reason"] == "converged"
+        assert a["sample_stats"]["distance"].item() <= 1e-4
         assert loglik(a) == pytest.approx(loglik(b), rel=1e-8)
         p, q = tree.point(a), tree.point(b)
-        assert_allclose(p.weight, q.weight, rtol=1e-6)
-        assert_allclose(p.mean[:, :2], q.mean[:, :2], rtol=1e-6)
+        back = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+        same(p, Parameters(q.weight, q.mean @ back.T, back @ q.covariance @ back.T), rtol=1e-6)
+        for name in ("weight", "mean", "covariance"):
+            one, other = (f["standard_error"][name].to_numpy() for f in (a, b))
+            of_both = (slice(None), *(slice(2),) * (one.ndim - 1))
+            assert_allclose(one[of_both], other[of_both], rtol=1e-4)
+        rows = a["log_likelihood"]["x"].sum().item()
+        assert rows == pytest.approx(loglik(a), rel=1e-12)
 
+    @pytest.mark.parametrize("family", ["VVI", "VVE", "EII"])
+    def test_other_families_see_columns_as_they_are(self, family: str) -> None:
+        near, _ = nearly_dependent(1e-3)
+        data = read(near, family=bg.GaussianMixture(2, family).covariance, n_components=2)
+        assert taken_apart(data, bg.GaussianMixture(2, family).covariance) is data
+
+    def test_ordinary_and_incomplete_data_stay_as_they_are(self) -> None:
+        family = bg.GaussianMixture(2, "VVV").covariance
+        data = read(FAITHFUL, family=family)
+        assert taken_apart(data, family) is data
+        near, _ = nearly_dependent(1e-4)
+        near[3, 1] = np.nan
+        data = read(near, family=family, missing="marginalise")
+        assert taken_apart(data, family) is data
+
+    def test_what_covariances_do_not_hold_is_refused(self) -> None:
+        """Not made up from rounding: scores, errors, replicates, conditionals, draws."""
+        near, _ = nearly_dependent(1e-8)
+        spec = bg.GaussianMixture(2, "VVV")
+        found, _ = noted("VVV", near)
+        for what in (
+            lambda: bg.score(found, near),
+            lambda: bg.predict(found, near),
+            lambda: bg.simulate(found, 3),
+            lambda: bg.vcov(found),
+            lambda: bg.derived(found),
+            lambda: bg.bootstrap(found, draws=2),
+            lambda: bg.conditional(found, {"x0": 0.0}),
+            lambda: bg.sample_posterior(spec, near, mle=found, draws=2),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", BayesgmmWarning)
+                with pytest.raises(ArgumentError, match=r"definite|digits"):
+                    what()
+
+    def test_a_search_goes_on_without_starts_that_hold_no_digits(self) -> None:
+        near, _ = nearly_dependent(1e-9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BayesgmmWarning)
+            found = bg.select(near, n_components=2, covariance=AFFINE, n_starts=4, random_seed=0)
+        assert (found.table["status"] != "fail").all()
+
+
+class TestDegenerateData:
     def test_fewer_rows_than_columns(self) -> None:
         """No maximum with whole matrices; one with diagonals, and a mode with a prior."""
         x = np.random.default_rng(0).normal(size=(10, 50))
@@ -87,11 +159,12 @@ class TestDegenerateData:
         found, text = noted("EEI", x)
         assert "underdetermined" in text
         assert np.isfinite(loglik(found))
-        prior = bg.ConjugatePrior(scale=1.0)
-        found, text = noted("VVV", x, estimate="map", prior=prior)
-        assert "underdetermined" in text
-        assert found.attrs["stop_reason"] in ("converged", "fixed point")
-        assert np.linalg.eigvalsh(tree.point(found).covariance).min() > 1e-3
+        for prior, said in ((bg.ConjugatePrior(scale=1.0), False), ("conjugate", True)):
+            found, text = noted("VVV", x, estimate="map", prior=prior)
+            assert "underdetermined" in text
+            assert ("prior-scale" in text) == said
+            assert found.attrs["stop_reason"] in ("converged", "fixed point")
+            assert np.linalg.eigvalsh(tree.point(found).covariance).min() > 1e-3
 
     @pytest.mark.parametrize("extra", [3, 4, 5, 8])
     def test_a_component_with_few_points(self, extra: int) -> None:
@@ -101,8 +174,16 @@ class TestDegenerateData:
         share = extra / len(x)
         assert tree.point(fit("EEE", x)).weight.min() == pytest.approx(share, rel=1e-6)
         if extra == 3:
-            with pytest.raises(NumericalError, match="tiny"):
-                fit("VVV", x)
+            with pytest.warns(FitWarning, match=r"(?s)\(tiny\).*small-component: "):
+                found = fit("VVV", x)
+            assert found.attrs["stop_reason"] == "tiny"
+            assert status(found, "converged") == "fail"
+            few = int(tree.point(found).weight.argmin())
+            errors = found["standard_error"]
+            assert np.isnan(errors["mean"][few]).all()
+            assert np.isnan(errors["covariance"][few]).all()
+            assert np.isfinite(errors["mean"][1 - few]).all()
+            assert f"component {few} has 3.0 observations" in errors.attrs["note"]
         elif extra < 8:
             with pytest.warns(FitWarning, match=f"small-component: .* {extra} observations"):
                 found = fit("VVV", x)
@@ -134,6 +215,7 @@ class TestDegenerateData:
         x = np.random.default_rng(2).normal(size=(200, 2))
         outlier = size * np.array(direction)
         found, text = noted(family, np.vstack([x, outlier]))
+        assert ("[far-row] row 200 is" in text) == (size >= 1e6)
         assert "the smallest component has 1 observations" in text
         p = tree.point(found)
         assert_allclose(p.weight, [200 / 201, 1 / 201], rtol=1e-9)
@@ -145,12 +227,34 @@ class TestDegenerateData:
         }[family]
         assert_allclose(p.covariance, np.stack([pooled * 200 / 201] * 2), rtol=1e-6, atol=1e-8)
 
+    @pytest.mark.parametrize("family", COMMON)
+    def test_an_outlier_does_not_hide_the_groups(self, family: str) -> None:
+        """Two groups and a row at 1e12: starts see one point and another, moves find the groups."""
+        rng = np.random.default_rng(2)
+        x = rng.normal(size=(200, 2)) + np.repeat([0.0, 8.0], 100)[:, None]
+        found, text = noted(family, np.vstack([x, [1e12, -1e12]]), k=3, n_starts=40)
+        assert "[far-row] row 200 is" in text
+        p = tree.point(found)
+        assert_allclose(p.weight * 201, [100, 100, 1], rtol=1e-5)
+        means = [x[:100].mean(axis=0), x[100:].mean(axis=0), [1e12, -1e12]]
+        assert_allclose(p.mean, means, rtol=1e-4, atol=1e-5)
+
+    def test_an_outlier_of_one_column(self) -> None:
+        x = np.append(np.random.default_rng(2).normal(size=200), 1e12)
+        p = tree.point(noted("E", x)[0])
+        assert_allclose(p.mean.ravel(), [x[:200].mean(), 1e12], rtol=1e-6)
+        assert_allclose(p.covariance.ravel(), x[:200].var() * 200 / 201, rtol=1e-6)
+        found, text = noted("V", x)
+        assert isinstance(found, NumericalError)
+        assert "[far-row] row 200 is" in text
+
     @pytest.mark.parametrize("size", [1e3, 1e12])
     @pytest.mark.parametrize("family", OWN)
     def test_an_outlier_has_no_covariance_of_its_own(self, size: float, family: str) -> None:
         """Alone in its component it makes the likelihood infinite: no number is made up for it."""
         x = np.random.default_rng(2).normal(size=(200, 2))
-        found, _ = noted(family, np.vstack([x, [size, -size]]))
+        found, text = noted(family, np.vstack([x, [size, -size]]))
+        assert ("[far-row] row 200 is" in text) == (size >= 1e6)
         if isinstance(found, NumericalError):
             assert "singular" in str(found)
         else:
@@ -159,7 +263,8 @@ class TestDegenerateData:
     @pytest.mark.parametrize("k", [1, 2, 3])
     def test_tails_without_moments(self, k: int) -> None:
         x = np.random.default_rng(2).standard_cauchy(1000)
-        found = fit("V", x, k=k)
+        found, text = noted("V", x, k=k)
+        assert ("heavy-tails" in text) == (k < 3)  # three normal distributions make such tails
         p = tree.point(found)
         assert found.attrs["stop_reason"] == "converged"
         assert np.isfinite(loglik(found))
@@ -170,7 +275,7 @@ class TestDegenerateData:
 
 class TestScaleAndPrecision:
     @pytest.mark.parametrize("family", ["VVV", "EEE", "VVI", "VII", "VEV", "EVE"])
-    @pytest.mark.parametrize("offset", [2.0**20, -(2.0**24)])
+    @pytest.mark.parametrize("offset", [2.0**20, -(2.0**24), 2.0**40])
     def test_an_offset_that_costs_no_digit_changes_no_bit(self, family: str, offset: float) -> None:
         x = (FAITHFUL * 1024).round() / 1024
         here, there = fit(family, x), fit(family, x + offset)
@@ -178,7 +283,8 @@ class TestScaleAndPrecision:
         assert_array_equal(there["starts"]["trace"], here["starts"]["trace"])
         for name in ("weight", "covariance"):
             assert_array_equal(there["posterior"][name], here["posterior"][name])
-        assert_allclose(there["posterior"]["mean"] - offset, here["posterior"]["mean"], atol=1e-8)
+        digits = 1e-8 if offset < 1e12 else np.spacing(offset)
+        assert_allclose(there["posterior"]["mean"] - offset, here["posterior"]["mean"], atol=digits)
 
     @pytest.mark.parametrize("family", ["VVV", "EEE", "VVI", "VII"])
     def test_float32_far_from_zero(self, family: str) -> None:
@@ -212,24 +318,27 @@ class TestScaleAndPrecision:
         with pytest.raises(ScaleError, match="beyond double precision"):
             fit("VVV", FAITHFUL * unit)
 
-    @pytest.mark.parametrize("family", ["VVV", "EEE", "VEE", "EVV"])
-    @pytest.mark.parametrize("seed", range(3))
-    def test_affine_maps_of_condition_a_thousand(self, family: str, seed: int) -> None:
+    @pytest.mark.parametrize("family", AFFINE)
+    @pytest.mark.parametrize("estimate", ["mle", "map"])
+    @pytest.mark.parametrize(("condition", "seed"), [(1e3, 0), (1e5, 1), (1e6, 2)])
+    def test_affine_maps(self, family: str, estimate: str, condition: float, seed: int) -> None:
         rng = np.random.default_rng(seed)
         turns = np.linalg.qr(rng.normal(size=(2, 4, 4)))[0]
-        a = turns[0] @ np.diag(np.geomspace(1.0, 1e-3, 4)) @ turns[1]
+        a = turns[0] @ np.diag(np.geomspace(1.0, 1.0 / condition, 4)) @ turns[1]
         b = 10.0 * rng.normal(size=4)
         x, labels = registry.table("iris").to_numpy(), np.repeat([0, 1, 2], 50)
-        here = fit(family, x, k=3, start=labels, tol=1e-8)
-        there = fit(family, x @ a + b, k=3, start=labels, tol=1e-8)
+        settings = {"k": 3, "start": labels, "tol": 1e-8, "estimate": estimate}
+        here = fit(family, x, **settings)
+        there, _ = noted(family, x @ a + b, **settings)
         shift = 150 * np.log(abs(np.linalg.det(a)))
         assert loglik(there) + shift == pytest.approx(loglik(here), rel=1e-8)
         p, q = tree.point(here), tree.point(there)
         moved = Parameters(p.weight, p.mean @ a + b, a.T @ p.covariance @ a)
         order = [int(np.abs(q.mean - m).sum(axis=1).argmin()) for m in moved.mean]
-        same(q.take(order), moved)
-        r = bg.predict_proba(there, x @ a + b).to_numpy()[:, order]
-        assert_allclose(r, bg.predict_proba(here, x), atol=1e-7)
+        same(q.take(order), moved, rtol=1e-8)
+        if condition < 1e4:  # beyond, the covariances as they are stored have fewer digits
+            r = bg.predict_proba(there, x @ a + b).to_numpy()[:, order]
+            assert_allclose(r, bg.predict_proba(here, x), atol=1e-7)
 
     def test_large_integers(self) -> None:
         x = (FAITHFUL * 1000).round().astype(np.int64)
@@ -266,11 +375,21 @@ class TestSeveralOptima:
         corners = np.array([[5, 5], [5, -5], [-5, 5], [-5, -5]])
         x = np.concatenate([x + corner for corner in corners])
         x = np.concatenate([x, x[:, ::-1]])
-        with pytest.warns(FitWarning, match="rival-modes"):
+        with pytest.warns(FitWarning, match="rival-modes") as caught:
             found = fit(family, x, n_starts=10)
         assert status(found, "rival-modes") == "warn"
         objective = found["starts"]["objective"].to_numpy()[found["starts"]["usable"].to_numpy()]
         assert np.sum(objective.max() - objective < 0.1) > 1
+        rival = found["rivals"].isel(start=0)
+        number = int(rival["start"])
+        assert found["starts"]["objective"].sel(start=number) == rival["objective"]
+        assert f"start {number} led to {rival['objective']:.3f}" in str(caught[0].message)
+        other = fit(family, x, start=found["rivals"].sel(start=number))
+        assert loglik(other) == pytest.approx(rival["objective"].item(), rel=1e-10)
+        axes = [np.abs(np.diff(tree.point(f).mean, axis=0)).argmax() for f in (found, other)]
+        assert sorted(axes) == [0, 1]
+        means = (np.sort(m, axis=0) for m in (tree.point(other).mean, rival["mean"]))
+        assert_allclose(*means, atol=1e-6)
 
 
 TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {

@@ -13,6 +13,9 @@ from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.em_verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
+from bayesgmm.moments import Parameters
+from bayesgmm.rivals import Rival
+from bayesgmm.tails import Tails
 from bayesgmm.verdict import label_free, posterior_verdict
 
 CHECKS = {
@@ -356,16 +359,20 @@ GOOD = {
     "counts": np.array([97.0, 175.0]),
     "reasons": ["converged"] * 10,
     "n_at_best": 9,
-    "n_rivals": 0,
     "family": Covariance("VVV"),
     "d": 2,
+    "tails": Tails(1.02, 0.06, 17, 1, 3.4, 4.6),
 }
+HEAVY = Tails(1.9, 0.06, 1, 0, 9.3, 4.6)
+RIVAL = Rival(
+    (3, 5), -130.25, 0.05, Parameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]), "component 0"
+)
 
 
 def test_a_good_fit_is_ok():
     verdict = em_verdict(**GOOD)
     assert verdict.status == "ok", str(verdict)
-    assert len(verdict.checks) == 6
+    assert len(verdict.checks) == 7
     assert not any(c.advice for c in verdict.checks)
 
 
@@ -385,7 +392,8 @@ def test_a_good_fit_is_ok():
         ({"counts": np.array([1.4, 3.0]), "family": Covariance("EEE")}, "small-component", "warn"),
         ({"reasons": ["converged"] * 4 + ["singular"] * 5 + ["empty"]}, "starts", "warn"),
         ({"n_at_best": 1}, "best-found-once", "warn"),
-        ({"n_rivals": 2}, "rival-modes", "warn"),
+        ({"rivals": (RIVAL,)}, "rival-modes", "warn"),
+        ({"tails": HEAVY, "index": ["a", "b"]}, "heavy-tails", "warn"),
     ],
 )
 def test_each_kind_of_bad_fit_is_called_bad(facts, code, status):
@@ -410,6 +418,30 @@ def test_what_is_no_trouble_is_not_called_trouble(facts):
     assert em_verdict(**GOOD | facts).status == "ok"
 
 
+@pytest.mark.parametrize(
+    "tails",
+    [
+        Tails(1.4, 0.01, 0, 0, 5.0, 4.6),  # many rows: certain, but small
+        Tails(1.9, 0.3, 0, 0, 5.0, 4.6),  # few rows: large, but chance
+        Tails(1.9, 0.06, 0, 0, 3.0, 4.6),  # no row is far out: the family does not fit
+        None,
+    ],
+)
+def test_small_or_uncertain_excess_is_no_heavy_tail(tails):
+    assert em_verdict(**GOOD | {"tails": tails}).status == "ok"
+
+
+def test_the_furthest_row_and_both_optima_are_named():
+    verdict = em_verdict(**GOOD | {"tails": HEAVY, "index": ["a", "b"], "rivals": (RIVAL,)})
+    assert (
+        "row 'b', 9.3 standard deviations from component 0"
+        in check(verdict, "heavy-tails").evidence
+    )
+    rivals = check(verdict, "rival-modes")
+    assert "-130.200 here; start 3 led to -130.250" in rivals.evidence
+    assert "start=fit['rivals'].sel(start=3)" in rivals.advice
+
+
 def test_the_kinds_of_unusable_starts_are_counted():
     verdict = em_verdict(**GOOD | {"reasons": ["singular", "tiny", "singular", "converged"]})
     assert "3 of 4 starts were unusable (2 singular, 1 tiny)" in check(verdict, "starts").evidence
@@ -419,7 +451,7 @@ def test_the_kinds_of_unusable_starts_are_counted():
 
 
 def test_json_gives_the_verdict_back():
-    for verdict in (Run().verdict(), em_verdict(**GOOD | {"n_rivals": 1}), Verdict(())):
+    for verdict in (Run().verdict(), em_verdict(**GOOD | {"rivals": (RIVAL,)}), Verdict(())):
         assert Verdict.from_json(verdict.to_json()) == verdict
 
 
@@ -457,7 +489,7 @@ def test_the_worst_check_is_the_verdict_and_comes_first():
     ("category", "code"), [(FitWarning, "fit-not-good"), (PosteriorWarning, "posterior-not-good")]
 )
 def test_one_warning_lists_what_is_not_good(category, code):
-    verdict = em_verdict(**GOOD | {"n_rivals": 1, "n_at_best": 1})
+    verdict = em_verdict(**GOOD | {"rivals": (RIVAL,), "n_at_best": 1})
     with pytest.warns(category, match="rival-modes") as caught:
         warn(verdict, category)
     assert [w.message.code for w in caught] == [code]
