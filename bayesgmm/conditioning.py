@@ -358,6 +358,9 @@ def _systematic(share: Array) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def _names(fit: xr.DataTree | Parameters) -> tuple[str, ...]:
+    is_fit = isinstance(fit, xr.DataTree) and "posterior" in fit.children
+    if not (is_fit or isinstance(fit, Parameters)):
+        raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
     has_noise = fit.noise is not None if isinstance(fit, Parameters) else fit.attrs.get("noise")
     if has_noise:
         raise NotYetSupportedError(
@@ -367,8 +370,6 @@ def _names(fit: xr.DataTree | Parameters) -> tuple[str, ...]:
         )
     if isinstance(fit, Parameters):
         return tuple(f"x{j}" for j in range(np.shape(fit.mean)[-1]))
-    if "posterior" not in getattr(fit, "children", {}):
-        raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
     return names_of(fit)
 
 
