@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from bayesgmm.delta import derived as derived
     from bayesgmm.delta import vcov as vcov
     from bayesgmm.fit import fit_em as fit_em
+    from bayesgmm.forest import plot_compare as plot_compare
     from bayesgmm.laplace import fit_laplace as fit_laplace
     from bayesgmm.lrt import bootstrap_lrt as bootstrap_lrt
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.model import to_pymc as to_pymc
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.page import report as report
-    from bayesgmm.plots import plot_compare as plot_compare
     from bayesgmm.plots import plot_density as plot_density
     from bayesgmm.plots_em import plot_convergence as plot_convergence
     from bayesgmm.plots_em import plot_select as plot_select
@@ -80,7 +80,7 @@ _WHERE = {
     "load": "tree",
     "marginal": "conditioning",
     "percentile_intervals": "resampling",
-    "plot_compare": "plots",
+    "plot_compare": "forest",
     "plot_convergence": "plots_em",
     "plot_density": "plots",
     "plot_select": "plots_em",

@@ -16,6 +16,8 @@ References
 ----------
 Jamshidian & Jennrich (1997), J. R. Statist. Soc. B 59, 569-587. Liu & Nocedal (1989), Math.
 Program. 45, 503-528. Byrd, Nocedal & Schnabel (1994), Math. Program. 63, 129-156 (compact form).
+Varadhan & Roland (2008), Scand. J. Statist. 35, 335-353 (SQUAREM). Henderson & Varadhan (2019), J.
+Comput. Graph. Statist. 28, 834-846 (DAAREM).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.moments import Array, Moments, Parameters
 
 MEMORY = 5  # pairs (d, y)
+_RIDGE = 1e-6  # of Anderson's mixing
 # Accelerate once a step is shorter than this many standard errors, by at most the second number of
 # them. Earlier, extrapolation may lead to another optimum than EM's: to a better one as often as to
 # a worse, but a start should say where one ends. Chosen on mclust's table: design.md.
@@ -80,6 +83,38 @@ class Bend:
         b = np.linalg.solve(upper.T, inner[good] * a + y @ (y.T @ a - s))
         return np.asarray(s - y.T @ a + d.T @ b)
 
+    def squarem(self) -> Array | None:
+        r"""SQUAREM's step, of two steps r and s of EM; None if the last move was not EM's.
+
+        .. math:: \theta_0 + 2 a r - a^2 (r - s), \qquad a = |r| / |r - s|
+
+        (Varadhan & Roland 2008, their third step length), seen from :math:`\theta_0 + r`.
+        """
+        if not len(self.d):
+            return None
+        r, bend = self.step + self.y[-1], self.y[-1]
+        if np.linalg.norm(self.d[-1] - r) > 1e-3 * np.linalg.norm(r):
+            return None
+        a = np.linalg.norm(r) / np.linalg.norm(bend)
+        return np.asarray((2.0 * a - 1.0) * r - a * a * bend)
+
+    def anderson(self) -> Array:
+        """Anderson's mixing: the combination of the last points whose steps cancel best.
+
+        Damped by a ridge, as in DAAREM (Henderson & Varadhan 2019), whose restarts are here those
+        of the path.
+        """
+        d, y, s = self.d, self.y, self.step
+        inner = y @ y.T
+        inner[np.diag_indices_from(inner)] += _RIDGE * inner.diagonal()
+        return np.asarray(s + (d - y).T @ np.linalg.solve(inner, y @ s))
+
+    def move(self, method: str) -> Array | None:
+        """Return where a method takes the step: "quasi-newton", "squarem" or "anderson"."""
+        return {"quasi-newton": self.newton, "squarem": self.squarem, "anderson": self.anderson}[
+            method
+        ]()
+
 
 def bend(path: Path, about: Parameters, moments: Moments) -> Bend:
     """Return the path as seen from its last point, ``about``, where the sums are ``moments``."""
@@ -91,15 +126,20 @@ def bend(path: Path, about: Parameters, moments: Moments) -> Bend:
 
 
 def extrapolate(
-    bent: Bend, about: Parameters, moments: Moments, family: Covariance
+    bent: Bend,
+    about: Parameters,
+    moments: Moments,
+    family: Covariance,
+    method: str = "quasi-newton",
 ) -> Parameters | None:
-    """Return where BFGS takes the step, a member of the family; None where that is nowhere."""
+    """Return where a method takes the step, a member of the family; None where that is nowhere."""
     try:
-        move = bent.newton()
+        with np.errstate(all="ignore"):
+            move = bent.move(method)
     except np.linalg.LinAlgError:
         return None
-    square = float(bent.step @ move)  # that many standard errors, squared
-    if not 0.0 < square < np.inf:
+    square = 0.0 if move is None else float(bent.step @ move)  # so many standard errors, squared
+    if move is None or not 0.0 < square < np.inf:
         return None
     return _moved(about, moments, family, move * min(1.0, REACH / np.sqrt(square)))
 
@@ -112,18 +152,24 @@ def length_of(old: Parameters, new: Parameters, moments: Moments) -> float:
     square = (
         moments.mean_count @ (shift**2).sum(axis=(1, 2))
         + 0.5 * moments.covariance_count @ (stretch**2).sum(axis=(1, 2))
-        + moments.weight_count.sum() * ((new.weight - old.weight) ** 2 / old.weight).sum()
+        + moments.weight_count.sum() * ((new.weights - old.weights) ** 2 / old.weights).sum()
     )
     return float(np.sqrt(square))
 
 
 def _flat(p: Parameters) -> Array:
-    return np.concatenate([p.weight, p.mean.ravel(), p.covariance.ravel()])
+    return np.concatenate([p.weights, p.mean.ravel(), p.covariance.ravel()])
+
+
+def _cuts(about: Parameters) -> tuple[int, int]:
+    """Where means and covariances begin among the flat parameters."""
+    n_weights = len(about.weights)
+    return n_weights, n_weights + about.k * about.d
 
 
 def _units(about: Parameters, moments: Moments) -> tuple[Array, Array, Array]:
     """Roots of the information about log-weights, whitened means and log-covariances."""
-    weight = np.sqrt(moments.weight_count.sum() * about.weight)
+    weight = np.sqrt(moments.weight_count.sum() * about.weights)
     return weight, np.sqrt(moments.mean_count), np.sqrt(0.5 * moments.covariance_count)
 
 
@@ -131,30 +177,30 @@ def _whiten(flat: Array, about: Parameters, moments: Moments) -> Array:
     """Small differences (m, p) of flat parameters in coordinates whose information is one."""
     k, d, w = about.k, about.d, about.whitening
     of_weight, of_mean, of_covariance = _units(about, moments)
-    out = np.empty_like(flat)
-    out[:, :k] = flat[:, :k] * (of_weight / about.weight)
+    m = len(flat)
+    weights, mean, covariance = np.split(flat, _cuts(about), axis=1)
     scaled = w * of_mean[:, None, None]
-    out[:, k : k + k * d] = (scaled @ flat[:, k : k + k * d].reshape(-1, k, d, 1)).reshape(
-        -1, k * d
-    )
     turned = np.swapaxes(w * of_covariance[:, None, None], 1, 2)
-    out[:, k + k * d :] = (w @ flat[:, k + k * d :].reshape(-1, k, d, d) @ turned).reshape(
-        -1, k * d * d
+    parts = (
+        weights * (of_weight / about.weights),
+        (scaled @ mean.reshape(m, k, d, 1)).reshape(m, k * d),
+        (w @ covariance.reshape(m, k, d, d) @ turned).reshape(m, k * d * d),
     )
-    return out
+    return np.concatenate(parts, axis=1)
 
 
 def _moved(about: Parameters, moments: Moments, family: Covariance, move: Array) -> Parameters:
     """The parameters at a distance: log-weights and means straight on, covariances by exp(S)."""
     k, d, factor = about.k, about.d, about.factor
     of_weight, of_mean, of_covariance = _units(about, moments)
-    slope = move[:k] / of_weight
-    weight = about.weight * np.exp(slope - slope.max())
-    delta = (move[k : k + k * d].reshape(k, d) / of_mean[:, None])[..., None]
-    s = move[k + k * d :].reshape(k, d, d) / of_covariance[:, None, None]
+    weights, mean, covariance = np.split(move, _cuts(about))
+    slope = weights / of_weight
+    weights = about.weights * np.exp(slope - slope.max())
+    delta = (mean.reshape(k, d) / of_mean[:, None])[..., None]
+    s = covariance.reshape(k, d, d) / of_covariance[:, None, None]
     # exp(S) to second order, which is positive definite for every S: 1/2 + (1 + S)^2 / 2.
     spread = factor @ (np.eye(d) + s + 0.5 * s @ s) @ np.swapaxes(factor, 1, 2)
     spread = 0.5 * (spread + np.swapaxes(spread, 1, 2))
     count = moments.covariance_count
     covariance = maximise(family, count, count[:, None, None] * spread, about.covariance)
-    return Parameters(weight / weight.sum(), about.mean + (factor @ delta)[..., 0], covariance)
+    return about.moved(weights / weights.sum(), about.mean + (factor @ delta)[..., 0], covariance)

@@ -1,4 +1,4 @@
-"""The command line: ``bayesgmm demo``, ``fit`` and ``compare``.
+"""The command line: ``bayesgmm demo``, ``fit``, ``select`` and ``compare``.
 
 Exit codes: 0 good; 1 finished, but a fit should not be relied on (its verdict is not ok); 2 wrong
 usage; 3 data that no mixture can be fitted to; 4 the computation failed; 130 interrupted.
@@ -6,42 +6,33 @@ usage; 3 data that no mixture can be fitted to; 4 the computation failed; 130 in
 
 from __future__ import annotations
 
-import csv
-import os
 import shutil
 import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesgmm.errors import ArgumentError, BayesgmmError, BayesgmmWarning, DataError
+from bayesgmm.errors import ArgumentError, NotYetSupportedError
 from bayesgmm.files import atomic
+from bayesgmm.terminal import (
+    Exit,
+    Input,
+    Source,
+    estimates,
+    finish,
+    names_in,
+    prepare,
+    say,
+    stop_if_interrupted,
+    told_plainly,
+    write_csv,
+)
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import xarray as xr
-
     from bayesgmm.mixture import GaussianMixture
 
 # Engines, ArviZ and pandas are imported where a command needs them: --help is quick.
-
-
-class Exit(IntEnum):
-    """What the exit code says."""
-
-    GOOD = 0
-    NOT_GOOD = 1
-    USAGE = 2
-    DATA = 3
-    NUMERICAL = 4
-    INTERRUPTED = 130
-
 
 app = typer.Typer(
     name="bayesgmm",
@@ -56,7 +47,7 @@ File = Annotated[
     Path, typer.Argument(metavar="DATA", help="CSV (with a header line) or Parquet file.")
 ]
 Columns = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="Columns to use. Default: all.")
+    str | None, typer.Option(metavar="A,B,...", help="Columns to use. Default: all others.")
 ]
 Components = Annotated[int, typer.Option("-k", "--components", help="Number of components.")]
 Family = Annotated[
@@ -65,6 +56,21 @@ Family = Annotated[
 PriorName = Annotated[str, typer.Option(help="Prior: conjugate or separation.")]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
 Starts = Annotated[int, typer.Option(help="Number of EM starts.")]
+MissingCells = Annotated[
+    str, typer.Option("--missing", help="Empty cells: error, drop (their rows) or marginalise.")
+]
+Noise = Annotated[bool, typer.Option("--noise", help="Rows may belong to no component.")]
+Known = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="COLUMN",
+        help="Column of known components: 0 to k - 1; -1 or empty where unknown.",
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="COLUMN", help="Column of frequencies.")
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results there.")]
 Draws = Annotated[int, typer.Option(help="Posterior draws per chain.")]
@@ -75,8 +81,7 @@ Decimal = Annotated[str, typer.Option(help="Decimal mark of a CSV file.")]
 Separator = Annotated[str | None, typer.Option(help="Cell separator of a CSV file.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a CSV file. Default: UTF-8.")]
 ExcelSafe = Annotated[
-    bool,
-    typer.Option("--excel-safe", help="Quote cells of comparison.csv that begin like formulas."),
+    bool, typer.Option("--excel-safe", help="Quote cells of CSV files that begin like formulas.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
 
@@ -105,7 +110,11 @@ def fit(
     components: Components,
     out: Out,
     covariance: Family = "VVV",
+    noise: Noise = False,
     columns: Columns = None,
+    missing: MissingCells = "error",
+    labels: Known = None,
+    weights: Weights = None,
     seed: Seed = 1,
     n_starts: Starts = 10,
     overwrite: Overwrite = False,
@@ -115,19 +124,89 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Fit by maximum likelihood (EM); write OUT/mle.nc and print the estimates."""
-    with _told_plainly(debug):
+    with told_plainly(debug):
         from bayesgmm.fit import fit_em
         from bayesgmm.mixture import GaussianMixture
         from bayesgmm.tree import save
 
-        spec = GaussianMixture(components, covariance)
-        _prepare(out, ("mle.nc",), overwrite)
-        frame = _load(data, columns, decimal, separator, encoding)
-        mle = fit_em(spec, frame, random_seed=seed, n_starts=n_starts)
+        spec = GaussianMixture(components, covariance, noise=noise)
+        prepare(out, ("mle.nc",), overwrite)
+        given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
+        mle = fit_em(spec, given.frame, random_seed=seed, n_starts=n_starts, **given.known)
         save(mle, out / "mle.nc")
-        _say(_estimates(mle))
-        _say(f"fit: {out / 'mle.nc'}")
-        _finish(mle)
+        say(estimates(mle))
+        say(f"fit: {out / 'mle.nc'}")
+        finish(mle)
+
+
+@app.command()
+def select(
+    data: File,
+    out: Out,
+    max_components: Annotated[
+        int, typer.Option("-k", "--max-components", help="Largest number of components.")
+    ] = 9,
+    min_components: Annotated[int, typer.Option(help="Smallest number of components.")] = 1,
+    covariance: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Covariance families, or all.")
+    ] = "all",
+    criterion: Annotated[str, typer.Option(help="bic, icl or aic.")] = "bic",
+    noise: Noise = False,
+    columns: Columns = None,
+    missing: MissingCells = "error",
+    labels: Known = None,
+    weights: Weights = None,
+    seed: Seed = 1,
+    n_starts: Starts = 40,
+    cores: Annotated[int, typer.Option(help="Processes.")] = 1,
+    overwrite: Overwrite = False,
+    excel_safe: ExcelSafe = False,
+    decimal: Decimal = ".",
+    separator: Separator = None,
+    encoding: Encoding = None,
+    debug: Debug = False,
+) -> None:
+    """Fit families and sizes by maximum likelihood and rank them by a criterion.
+
+    Writes selection.csv, selection.png and the best fit, mle.nc, to OUT.
+    """
+    with told_plainly(debug):
+        from bayesgmm.selection import select as chosen_of
+
+        if max_components < min_components:
+            raise ArgumentError("max_components", f"is below --min-components {min_components}")
+        prepare(out, ("selection.csv", "selection.png", "mle.nc"), overwrite)
+        given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
+        families = "all" if covariance == "all" else names_in(covariance, "covariance")
+        selection = chosen_of(
+            given.frame,
+            n_components=range(min_components, max_components + 1),
+            covariance=families,
+            criterion=criterion,  # type: ignore[arg-type]  # checked there
+            noise=noise,
+            n_starts=n_starts,
+            cores=cores,
+            random_seed=seed,
+            **given.known,
+        )
+        from bayesgmm.plots_em import plot_select
+        from bayesgmm.tree import save
+
+        table = selection.table
+        write_csv(table, out / "selection.csv", excel_safe)
+        with atomic(out / "selection.png") as temporary:
+            temporary.write_bytes(plot_select(selection).to_png())
+        say(table.to_string(float_format=lambda value: f"{value:.10g}"))
+        say(f"table: {out / 'selection.csv'}; picture: {out / 'selection.png'}")
+        if (table["status"] == "fail").all():
+            raise typer.Exit(Exit.NOT_GOOD)
+        best = selection.best
+        save(best, out / "mle.nc")
+        say("\n" + estimates(best))
+        say(f"best fit: {out / 'mle.nc'}")
+        if table.attrs["stop_reason"] == "interrupted":
+            raise KeyboardInterrupt
+        finish(best)
 
 
 @app.command()
@@ -137,6 +216,9 @@ def compare(
     out: Out,
     covariance: Family = "VVV",
     columns: Columns = None,
+    missing: MissingCells = "error",
+    labels: Known = None,
+    weights: Weights = None,
     prior: PriorName = "conjugate",
     seed: Seed = 1,
     n_starts: Starts = 10,
@@ -155,14 +237,19 @@ def compare(
 
     Writes report.html, comparison.csv, mle.nc and posterior.nc to OUT.
     """
-    with _told_plainly(debug):
+    with told_plainly(debug):
         from bayesgmm.mixture import GaussianMixture
 
         spec = GaussianMixture(components, covariance, prior)
-        _prepare(out, RESULTS, overwrite)
-        frame = _load(data, columns, decimal, separator, encoding)
+        for argument, is_used in (("missing", missing == "marginalise"), ("labels", labels)):
+            if is_used:
+                raise NotYetSupportedError(
+                    argument, "is for EM alone yet, not for the posterior; use `bayesgmm fit`"
+                )
+        prepare(out, RESULTS, overwrite)
+        given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
         sampling = {"draws": draws, "tune": tune, "chains": chains, "cores": cores}
-        _compare(spec, frame, out, seed, n_starts, sampling, excel_safe)
+        _compare(spec, given, out, seed, n_starts, sampling, excel_safe)
 
 
 @app.command()
@@ -176,14 +263,14 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Compare the two on the eruptions of Old Faithful; earlier results are replaced."""
-    with _told_plainly(debug):
+    with told_plainly(debug):
         from bayesgmm import datasets
         from bayesgmm.mixture import GaussianMixture
 
-        _prepare(out, RESULTS, overwrite=True)
+        prepare(out, RESULTS, overwrite=True)
         sampling = {"draws": draws, "tune": tune, "chains": chains, "cores": cores}
-        spec = GaussianMixture(2, "VVV")
-        _compare(spec, datasets.load("faithful"), out, seed, 10, sampling, excel_safe=False)
+        spec, given = GaussianMixture(2, "VVV"), Input(datasets.load("faithful"))
+        _compare(spec, given, out, seed, 10, sampling, excel_safe=False)
 
 
 RESULTS = ("report.html", "comparison.csv", "mle.nc", "posterior.nc")
@@ -191,7 +278,7 @@ RESULTS = ("report.html", "comparison.csv", "mle.nc", "posterior.nc")
 
 def _compare(
     spec: GaussianMixture,
-    frame: pd.DataFrame,
+    given: Input,
     out: Path,
     seed: int,
     n_starts: int,
@@ -201,187 +288,30 @@ def _compare(
     from bayesgmm.mixture import refuse_unsupported
 
     refuse_unsupported(spec)  # before EM is run for nothing
-    _say("fitting by EM ...", sys.stderr)
+    say("fitting by EM ...", sys.stderr)
     from bayesgmm.fit import fit_em
     from bayesgmm.tree import save
 
-    mle = fit_em(spec, frame, random_seed=seed, n_starts=n_starts)
+    mle = fit_em(spec, given.frame, random_seed=seed, n_starts=n_starts, **given.known)
     save(mle, out / "mle.nc")
-    _stop_if_interrupted(mle)
-    _say("compiling and sampling by NUTS ...", sys.stderr)
+    stop_if_interrupted(mle)
+    say("compiling and sampling by NUTS ...", sys.stderr)
     from bayesgmm.bayes import sample_posterior
 
-    post = sample_posterior(spec, frame, random_seed=seed, mle=mle, **sampling)
+    whole = given.without_missing()
+    post = sample_posterior(spec, whole.frame, random_seed=seed, mle=mle, **whole.known, **sampling)
     save(post, out / "posterior.nc")
     from bayesgmm import comparison as comparing
     from bayesgmm.page import report
 
     comparison = comparing.compare(mle, post)
-    _write_csv(comparing.to_frame(comparison), out / "comparison.csv", excel_safe)
+    write_csv(comparing.to_frame(comparison), out / "comparison.csv", excel_safe)
     report(comparison, out / "report.html", mle=mle, post=post)
     width = shutil.get_terminal_size((132, 24)).columns if sys.stdout.isatty() else 132
-    _say(comparing.format_table(comparison, width=max(width, 80)))
-    _say(f"fits: {out / 'mle.nc'}, {out / 'posterior.nc'}; table: {out / 'comparison.csv'}")
-    _say(f"report: {out / 'report.html'}")
-    _finish(mle, post)
-
-
-# Input and output
-
-
-def _load(
-    file: Path,
-    columns: str | None,
-    decimal: str,
-    separator: str | None,
-    encoding: str | None,
-) -> pd.DataFrame:
-    from bayesgmm.tablefile import load_table
-
-    chosen: Sequence[str] | None = None
-    if columns is not None:
-        # As a line of CSV, so that a name with a comma can be quoted.
-        chosen = [name.strip() for name in next(csv.reader([columns], skipinitialspace=True), [])]
-        if not all(chosen) or not chosen:
-            raise ArgumentError("columns", f"{columns!r} is not a list of names: a,b,...")
-    return load_table(file, columns=chosen, decimal=decimal, separator=separator, encoding=encoding)
-
-
-def _prepare(out: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Make the folder, before hours are spent on results that it cannot take."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            "out", f"{out} is not a folder that can be made ({error.strerror})"
-        ) from (error)
-    if not os.access(out, os.W_OK):
-        raise ArgumentError("out", f"the folder {out} cannot be written to")
-    found = [name for name in names if (out / name).exists()]
-    if found and not overwrite:
-        raise ArgumentError(
-            "out", f"{out} already holds {', '.join(found)}; pass --overwrite or another folder"
-        )
-
-
-def _write_csv(frame: pd.DataFrame, path: Path, excel_safe: bool) -> None:
-    """Write a table, whole or not at all."""
-    table = frame.reset_index()
-    if excel_safe:
-        for name in table.columns:
-            if table[name].dtype.kind not in "iufb":
-                table[name] = [_not_a_formula(str(cell)) for cell in table[name]]
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        table.to_csv(stream, index=False)
-
-
-def _not_a_formula(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-
-
-def _estimates(mle: xr.DataTree) -> str:
-    """Return the estimates, criteria and verdict of a fit as lines of text."""
-    from bayesgmm.checks import Verdict
-    from bayesgmm.rows import summary
-
-    table = summary(mle)
-    cells = [["parameter", *map(str, table.columns)]]
-    for label, row in zip(table.index, table.to_numpy(), strict=True):
-        cells.append([str(label), *(f"{value:.5g}" for value in row)])
-    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for label, *numbers in cells:
-        right = (cell.rjust(w) for cell, w in zip(numbers, width[1:], strict=True))
-        lines.append("  ".join([label.ljust(width[0]), *right]))
-    criteria = mle["criteria"].dataset
-    shown = [f"{name} {criteria[name].item():.10g}" for name in ("loglik", "aic", "bic", "icl")]
-    verdict = Verdict.from_json(str(mle.attrs["verdict"]))
-    return "\n".join(
-        [*lines, "", f"{', '.join(shown)} (criteria: smaller is better)", f"{verdict}"]
-    )
-
-
-def _say(text: str, stream: TextIO | None = None) -> None:
-    stream = sys.stdout if stream is None else stream
-    print(_printable(text), file=stream, flush=True)
-
-
-def _printable(text: str) -> str:
-    """Return text without what a terminal would obey: names and cells come from files."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
-
-
-# The end
-
-
-def _stop_if_interrupted(*fits: xr.DataTree) -> None:
-    """Leave with 130 if Ctrl-C cut a fit short: the engines return what they had by then."""
-    for tree in fits:
-        reasons = [tree.attrs.get("stop_reason", "")]
-        if "starts" in tree.children:
-            reasons += tree["starts"].dataset["reason"].values.tolist()
-        if "interrupted" in reasons:
-            raise KeyboardInterrupt
-
-
-def _finish(*fits: xr.DataTree) -> None:
-    from bayesgmm.checks import Verdict
-
-    _stop_if_interrupted(*fits)
-    if any(Verdict.from_json(str(tree.attrs["verdict"])).status != "ok" for tree in fits):
-        raise typer.Exit(Exit.NOT_GOOD)
-
-
-@contextmanager
-def _told_plainly(debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit code, and warnings into one message each."""
-    show = warnings.showwarning
-
-    def show_plainly(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if not isinstance(message, BayesgmmWarning):
-            show(message, category, filename, lineno, file, line)
-        elif not message.code.endswith("-not-good"):  # the verdict, which is printed anyway
-            _say(f"warning: {message}", sys.stderr)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", BayesgmmWarning)
-            warnings.showwarning = show_plainly
-            yield
-    except KeyboardInterrupt:
-        _say("interrupted", sys.stderr)
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    except (BayesgmmError, OSError) as error:
-        if debug:
-            traceback.print_exc()
-        text = str(error)
-        if isinstance(error, ArgumentError):
-            text = f"{_option(error.argument)}: {error.message}"
-        _say(f"error: {text}", sys.stderr)
-        raise typer.Exit(_code(error)) from None
-
-
-def _code(error: BayesgmmError | OSError) -> Exit:
-    if isinstance(error, DataError):
-        return Exit.DATA
-    if isinstance(error, ArgumentError | OSError):  # a path that cannot be written, a full disk
-        return Exit.USAGE
-    return Exit.NUMERICAL
-
-
-def _option(argument: str) -> str:
-    """Return an argument's name as it is spelled on the command line."""
-    spelled = {"n_components": "-k", "random_seed": "--seed", "path": "--out"}
-    return spelled.get(argument, f"--{argument.replace('_', '-')}")
+    say(comparing.format_table(comparison, width=max(width, 80)))
+    say(f"fits: {out / 'mle.nc'}, {out / 'posterior.nc'}; table: {out / 'comparison.csv'}")
+    say(f"report: {out / 'report.html'}")
+    finish(mle, post)
 
 
 def main() -> None:

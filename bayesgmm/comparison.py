@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from rich.text import Text
 
 from bayesgmm import labels
 from bayesgmm.errors import ArgumentError
-from bayesgmm.moments import Array, Parameters
+from bayesgmm.moments import Array
 from bayesgmm.reasons import Evidence, explain
 from bayesgmm.rows import (
     Row,
@@ -34,13 +35,14 @@ from bayesgmm.rows import (
     draws_of,
     error_method,
     has_draws,
+    interval_overlap,
     parameter_rows,
     standard_errors,
     summarise_draws,
     take,
     wald_interval,
 )
-from bayesgmm.tree import names_of, spec_of
+from bayesgmm.tree import DIMS, components, names_of, spec_of, whole
 
 CRITERIA = ("loglik", "aic", "bic", "icl", "n_params")
 _COORDINATES = ("label", "variable", "cluster", "feature", "feature_bis")
@@ -66,7 +68,8 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
     Returns
     -------
     Dataset
-        Dimension ``parameter`` with coordinates ``label, variable, cluster, feature, feature_bis``
+        One row for every parameter that is free in one of the fits, dimension ``parameter``, with
+        coordinates ``label, variable, cluster, feature, feature_bis``
         (cluster -1: common to all), and variables ``estimate, se, wald_lower, wald_upper, mean, sd,
         mcse, median, eti_lower, eti_upper, z, sd_ratio, overlap, r_hat, ess_bulk, ess_tail, agree,
         reason``, in units of the data. Attributes hold the log-likelihoods, criteria, verdicts
@@ -75,7 +78,8 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
     Raises
     ------
     ArgumentError
-        If the fits are of different data or specifications, or do not have one draw and many.
+        If the fits are of different data or specifications, hold different things fixed, or do not
+        have one draw and many; if either is not a whole fit.
 
     See Also
     --------
@@ -85,8 +89,10 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
     _check_comparable(mle, post)
     rows = parameter_rows(spec_of(post), names_of(post))
     estimates, errors, order, margin = _aligned_estimate(mle, post)
-    estimate, se = take(estimates, rows), take(errors, rows)
-    draws = take(draws_of(post), rows)
+    se, draws = take(errors, rows), take(draws_of(post), rows)
+    moves = (se != 0.0) | (np.ptp(draws, axis=(0, 1)) > 0.0)  # what is fixed does in neither
+    rows, se, draws = list(compress(rows, moves)), se[moves], draws[..., moves]
+    estimate = take(estimates, rows)
     found = summarise_draws(draws, ci_prob, are_independent(post))
     lower, upper = wald_interval(estimate, se, ci_prob)
     with np.errstate(all="ignore"):
@@ -121,20 +127,18 @@ def compare(mle: xr.DataTree, post: xr.DataTree, *, ci_prob: float = 0.95) -> xr
 
 def to_frame(comparison: xr.Dataset) -> pd.DataFrame:
     """Return a comparison as a tidy table, one row per parameter, indexed by label."""
+    refuse_other(comparison)
     frame = comparison.to_dataframe().reset_index(drop=True).set_index("label")
     frame.attrs = {name: comparison.attrs[name] for name in ("ci_prob", "ci_kind")}
     first = ["variable", "cluster", "feature", "feature_bis"]
     return frame[first + [name for name in frame if name not in first]]
 
 
-def interval_overlap(lower: Array, upper: Array, other_lower: Array, other_upper: Array) -> Array:
-    """Return length of intersection / length of union: 1 for equal intervals, 0 for disjoint."""
-    common = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
-    common = np.maximum(common, 0.0)
-    union = (upper - lower) + (other_upper - other_lower) - common
-    equal = (lower == other_lower) & (upper == other_upper)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(equal, 1.0, common / union)
+def refuse_other(comparison: Any) -> None:
+    """Refuse what did not come from `compare`."""
+    if not isinstance(comparison, xr.Dataset) or "post_name" not in comparison.attrs:
+        what = type(comparison).__name__
+        raise ArgumentError("comparison", f"must come from compare, which this {what} does not")
 
 
 def headline(comparison: xr.Dataset) -> str:
@@ -249,6 +253,7 @@ def format_table(comparison: xr.Dataset, *, width: int = 132) -> str:
     str
         The headline, log-likelihoods, criteria and verdicts; the table; and the reasons.
     """
+    refuse_other(comparison)
     above = [headline(comparison), ""]
     above += [f"{name}: {text}" for name, text in facts(comparison).items()]
     for side in SIDES:
@@ -279,6 +284,9 @@ def reasons_of(comparison: xr.Dataset) -> dict[str, str]:
 
 
 def _check_comparable(mle: xr.DataTree, post: xr.DataTree) -> None:
+    needed = ("sample_stats", "observed_data", "constant_data")
+    for name, fit in (("mle", mle), ("post", post)):
+        whole(name, fit, *needed)
     if has_draws(mle):
         raise ArgumentError(
             "mle", "has draws; give a point estimate (one draw), and the fit with draws as post"
@@ -292,6 +300,7 @@ def _check_comparable(mle: xr.DataTree, post: xr.DataTree) -> None:
         "feature names": (names_of(mle), names_of(post)),
         "number of rows": tuple(fit["observed_data"].sizes["obs"] for fit in (mle, post)),
         "data fingerprint": (mle.attrs["fingerprint"], post.attrs["fingerprint"]),
+        "what is fixed": (mle.attrs.get("fixed", ""), post.attrs.get("fixed", "")),
     }
     for what, (one, other) in differ.items():
         if one != other:
@@ -307,14 +316,13 @@ def _aligned_estimate(
     point = {name: a[0, 0] for name, a in draws_of(mle).items()}
     flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in draws_of(post).items()}
     finite = np.isfinite(flat["covariance"]).all(axis=(1, 2, 3))
-    pivot = Parameters(**{name: a[finite].mean(axis=0) for name, a in flat.items()})
-    order, margin = labels.match(Parameters(**point), pivot)
-    return (
-        {name: a[order] for name, a in point.items()},
-        {name: a[order] for name, a in standard_errors(mle).items()},
-        order,
-        margin,
-    )
+    pivot = components({name: flat[name][finite].mean(axis=0) for name in DIMS})
+    order, margin = labels.match(components(point), pivot)
+
+    def ordered(arrays: dict[str, Array]) -> dict[str, Array]:
+        return {name: a[order] if name in DIMS else a for name, a in arrays.items()}
+
+    return ordered(point), ordered(standard_errors(mle)), order, margin
 
 
 def _evidence(

@@ -36,15 +36,13 @@ import pandas as pd
 import xarray as xr
 
 from bayesgmm import kernel
-from bayesgmm.arguments import whole_number
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import read_like
-from bayesgmm.errors import ArgumentError, ColumnNameError, PosteriorWarning
-from bayesgmm.labels import are_mixtures
-from bayesgmm.mixing import refuse_unresolved
+from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.tree import DIMS, dataset, names_of, spec_of
+from bayesgmm.prediction import mixtures_of
+from bayesgmm.tree import dataset, names_of, spec_of
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _NUMBERS = 1 << 18  # in the largest array of a block of rows
@@ -163,8 +161,8 @@ def conditional[Fit: (xr.DataTree, Parameters)](
     if not rest:
         raise ArgumentError("given", "has every column of the mixture, so that none is left")
     x = np.array([[_finite(names[j], v) for j, v in zip(observed, given.values(), strict=True)]])
-    draws = _draws(fit)
-    split = _split(draws, observed, rest)
+    draws = mixtures_of(fit)
+    split = _split(draws.weight, draws.mean, draws.covariance, observed, rest)
     share = split.responsibilities(x)[:, 0].reshape(draws.weight.shape)
     total = share.sum(axis=1)
     chosen = _systematic(total)
@@ -275,7 +273,8 @@ def regress(
         raise ArgumentError("columns", f"{what} of the mixture's columns {', '.join(names)}")
     left = [names[j] for j in asked]
     x, index = read_like(_without(X, left, asked, len(names)), [names[j] for j in observed])
-    split = _split(_draws(fit, draws), observed, asked)
+    some = mixtures_of(fit, draws)
+    split = _split(some.weight, some.mean, some.covariance, observed, asked)
     m = len(asked)
     mean, spread = np.empty((len(x), m)), np.empty((len(x), m, m) if covariance else (0, m, m))
     step = max(1, _NUMBERS // (len(split.log_weight) * max(m, len(observed))))
@@ -321,21 +320,23 @@ class _Split:
             return self.mean[:, None] + apart @ np.swapaxes(self.slope, 1, 2)
 
 
-def _split(draws: Parameters, observed: list[int], rest: list[int]) -> _Split:
+def _split(
+    weight: Array, means: Array, covariances: Array, observed: list[int], rest: list[int]
+) -> _Split:
     """Split (s, k) mixtures, taken as one of s k components.
 
     With the given columns first, the Cholesky factor has the blocks L_oo, L_mo = B L_oo and L_mm,
     with L_mm L_mm' = C: nothing is subtracted, and C is positive definite.
     """
-    s, o = len(draws.weight), len(observed)
+    s, o = len(weight), len(observed)
     order = [*observed, *rest]
-    mean = draws.mean.reshape(-1, len(order))[:, order]
-    covariance = draws.covariance.reshape(-1, len(order), len(order))[:, order][:, :, order]
+    mean = means.reshape(-1, len(order))[:, order]
+    covariance = covariances.reshape(-1, len(order), len(order))[:, order][:, :, order]
     factor = np.linalg.cholesky(covariance)
     whitening = np.asarray(kernel.factorise(np.ascontiguousarray(covariance[:, :o, :o]), False)[0])
     inner = factor[:, o:, o:]
     with np.errstate(divide="ignore"):
-        log_weight = np.log(draws.weight.ravel()) - np.log(s)
+        log_weight = np.log(weight.ravel()) - np.log(s)
     return _Split(
         log_weight,
         np.ascontiguousarray(mean[:, :o]),
@@ -357,44 +358,18 @@ def _systematic(share: Array) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def _names(fit: xr.DataTree | Parameters) -> tuple[str, ...]:
+    noise = fit.noise if isinstance(fit, Parameters) else getattr(fit, "attrs", {}).get("noise")
+    if noise:
+        raise NotYetSupportedError(
+            "fit",
+            "has a noise component, of which single columns have no density of their own yet; "
+            "take the components alone: Parameters(weight / weight.sum(), mean, covariance)",
+        )
     if isinstance(fit, Parameters):
         return tuple(f"x{j}" for j in range(np.shape(fit.mean)[-1]))
     if "posterior" not in getattr(fit, "children", {}):
         raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
     return names_of(fit)
-
-
-def _draws(fit: xr.DataTree | Parameters, wanted: int | None = None) -> Parameters:
-    """Return checked parameters with a leading dimension of draws, some or all."""
-    if isinstance(fit, Parameters):
-        weight, mean, covariance = (np.asarray(getattr(fit, n), dtype=float)[None] for n in DIMS)
-    else:
-        group = fit["posterior"].to_dataset()
-        ordered = (group[name].transpose("chain", "draw", *DIMS[name]).to_numpy() for name in DIMS)
-        weight, mean, covariance = (a.reshape(-1, *a.shape[2:]) for a in ordered)
-    s = len(weight)
-    if wanted is not None:
-        some = min(s, whole_number("draws", wanted, least=1))
-        which = np.linspace(0, s - 1, some).round().astype(np.intp)
-        weight, mean, covariance = weight[which], mean[which], covariance[which]
-    _check_shapes(weight, mean, covariance)
-    good = are_mixtures(weight, mean, covariance) & (np.abs(weight.sum(axis=1) - 1.0) < 1e-6)
-    if not good.all():
-        where = f"; those of draw {good.argmin()} are not" if s > 1 else ""
-        raise ArgumentError(
-            "fit", f"weights, means and covariances must be those of a mixture{where}"
-        )
-    refuse_unresolved(covariance)
-    return Parameters(weight, mean, covariance)
-
-
-def _check_shapes(weight: Array, mean: Array, covariance: Array) -> None:
-    s, k, d = mean.shape if mean.ndim == 3 else (0, 0, 0)
-    if weight.shape != (s, k) or covariance.shape != (s, k, d, d) or not k * d:
-        shapes = ", ".join(str(a.shape[1:]) for a in (weight, mean, covariance))
-        raise ArgumentError(
-            "fit", f"weight, mean, covariance must be (k,), (k, d) and (k, d, d), not {shapes}"
-        )
 
 
 def _positions(argument: str, columns: Iterable[Any], names: Sequence[str]) -> list[int]:

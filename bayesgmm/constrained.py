@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesgmm.coordinates import Chart, chart_about, slots
+from bayesgmm.coordinates import Chart, slots
 from bayesgmm.errors import ArgumentError, NumericalError
 from bayesgmm.estimate import Estimate
+from bayesgmm.fixed import Part
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.quantities import Quantities
 
@@ -38,7 +39,8 @@ class Point:
 
     Parameters
     ----------
-    chart : Chart
+    chart : Chart or Part
+        Around them, of what is free.
     moments : Moments
         Sums about the parameters.
     y : float
@@ -57,7 +59,7 @@ class Point:
         Minus its second derivative by y, but for that of y itself.
     """
 
-    chart: Chart
+    chart: Chart | Part
     moments: Moments
     y: float
     step: Array
@@ -114,7 +116,7 @@ class Problem:
                 break
             if information.distance < 1e-6:
                 return self.point(parameters, moments)
-            chart = chart_about(parameters, self.estimate.family)
+            chart = self.estimate.chart(parameters)
             tried = chart.at(information.covariance @ information.gradient)
             new = self.estimate.sums(tried)
             if new.loglik < moments.loglik - 1e-12 * abs(moments.loglik):
@@ -130,7 +132,7 @@ class Problem:
 
     def point(self, parameters: Parameters, moments: Moments) -> Point:
         """Return a point of the surface with its derivatives."""
-        chart = chart_about(parameters, self.estimate.family)
+        chart = self.estimate.chart(parameters)
         information = self.estimate.information(parameters, moments)
         unit = 1.0 / np.sqrt(_complete(chart, moments))
         gradient = unit * information.gradient
@@ -138,7 +140,7 @@ class Problem:
         a = unit * self.quantity.slope(chart)[0]
         square = float(a @ a)
         if not 0.0 < square < np.inf:
-            raise ArgumentError("parameter", "does not change with the parameters of the mixture")
+            raise ArgumentError("parameter", "does not change with what is free in the fit")
         within = np.linalg.qr(a[:, None], mode="complete")[0][:, 1:]
         value, vector = np.linalg.eigh(within.T @ matrix @ within)
         # In units of the complete-data information: what is below is rounding, or no peak.
@@ -205,12 +207,13 @@ class Problem:
         return None
 
 
-def _complete(chart: Chart, moments: Moments) -> Array:
+def _complete(chart: Chart | Part, moments: Moments) -> Array:
     """Diagonal of the complete-data information, up to what sums about another place add."""
     p, q = chart.about, len(chart.basis)
     alpha, delta, s = slots(p.k, p.d, q)
-    full = np.zeros(p.k * (1 + p.d + q))
-    full[alpha] = moments.weight_count.sum() * p.weight * (1.0 - p.weight)
+    full = np.zeros(len(chart.tangent))
+    by_weight = moments.weight_count.sum() * p.weights * (1.0 - p.weights)
+    full[alpha], full[p.k * (1 + p.d + q) :] = by_weight[: p.k], by_weight[p.k :]
     full[delta] = moments.mean_count[:, None]
     size = (chart.basis**2).sum(axis=(1, 2))
     full[s] = 0.5 * moments.covariance_count[:, None] * size

@@ -52,8 +52,8 @@ class Chart:
 
     @property
     def size(self) -> int:
-        """Number of coordinates p = k - 1 + k d + m: the free parameters."""
-        return self.about.k - 1 + self.about.k * self.about.d + len(self.logs)
+        """Number of coordinates p = k - 1 + k d + m, and 1 for noise: the free parameters."""
+        return len(self.about.weights) - 1 + self.about.k * self.about.d + len(self.logs)
 
     @cached_property
     def basis(self) -> Array:
@@ -62,18 +62,30 @@ class Chart:
 
     @cached_property
     def tangent(self) -> Array:
-        """(k (1 + d + q), p): derivative of full coordinates by the family's, at the origin."""
+        """(k (1 + d + q), p): derivative of full coordinates by the family's, at the origin.
+
+        With a noise component one more of each, its log-weight.
+        """
         k, d, p = self.about.k, self.about.d, self.size
         alpha, delta, s = slots(k, d, len(self.basis))
-        out = np.zeros((k * (1 + d + len(self.basis)), p))
+        has_noise = self.about.noise is not None
+        out = np.zeros((k * (1 + d + len(self.basis)) + has_noise, p))
+        if has_noise:
+            out[-1, -1] = 1.0
         # Any k - 1 directions that change the weights; the common shift of alpha changes nothing.
         out[np.ix_(alpha, range(k - 1))] = np.eye(k)[:, 1:]
         out[delta.ravel(), range(k - 1, k - 1 + k * d)] = 1.0
         linear = _first_order(self.logs, self.turns, self.frame, self.about)
         rows, columns = positions(self.basis)
         block = linear[:, :, rows, columns].reshape(len(self.logs), s.size)
-        out[np.ix_(s.ravel(), range(k - 1 + k * d, p))] = block.T
+        out[s.ravel(), self._spread] = block.T
         return out
+
+    @property
+    def _spread(self) -> slice:
+        """Which coordinates are those of the covariances."""
+        begin = self.about.k - 1 + self.about.k * self.about.d
+        return slice(begin, begin + len(self.logs))
 
     @cached_property
     def natural(self) -> Array:
@@ -86,16 +98,16 @@ class Chart:
         moves = (np.abs(self.logs) + np.abs(self.turns)).sum(axis=(2, 3)) > 0
         means = np.repeat(np.arange(k) == j, d)
         alone = moves[:, j] & (moves.sum(axis=1) == 1)
-        return np.concatenate([np.zeros(k - 1, dtype=bool), means, alone])
+        noise = np.zeros(len(self.about.weights) - k, dtype=bool)
+        return np.concatenate([np.zeros(k - 1, dtype=bool), means, alone, noise])
 
     def curvature(self, moments: Moments) -> Array:
         """Return (p, p): sum over k of <dl/dS_k, second derivative of S_k>, for sums T."""
-        k, d = self.about.k, self.about.d
         out = np.zeros((self.size, self.size))
         if self.family.is_polar:
-            inner = moments.second - moments.covariance_count[:, None, None] * np.eye(d)
-            block = slice(k - 1 + k * d, self.size)
-            out[block, block] = _second_order(
+            eye = np.eye(self.about.d)
+            inner = moments.second - moments.covariance_count[:, None, None] * eye
+            out[self._spread, self._spread] = _second_order(
                 0.5 * inner, self.logs, self.turns, self.frame, self.about
             )
         return out
@@ -103,15 +115,16 @@ class Chart:
     def at(self, step: Array) -> Parameters:
         """Return the member of the family with coordinates ``step`` (p,)."""
         about, k, d = self.about, self.about.k, self.about.d
-        alpha = np.concatenate([np.zeros(1), step[: k - 1]])
-        weight = about.weight * np.exp(alpha - alpha.max())
+        spread = step[self._spread]
+        alpha = np.concatenate([np.zeros(1), step[: k - 1], step[self._spread.stop :]])
+        weights = about.weights * np.exp(alpha - alpha.max())
         delta = step[k - 1 : k - 1 + k * d].reshape(k, d)
         mean = about.mean + np.einsum("kij,kj->ki", about.factor, delta)
-        log = np.tensordot(step[k - 1 + k * d :], self.logs, axes=1)
+        log = np.tensordot(spread, self.logs, axes=1)
         axes = about.factor @ self.frame
         if self.family.is_polar:
             length = np.sqrt((axes**2).sum(axis=1))
-            turned = _rotation(np.tensordot(step[k - 1 + k * d :], self.turns, axes=1))
+            turned = _rotation(np.tensordot(spread, self.turns, axes=1))
             root = (axes / length[:, None, :]) @ turned
             root = root * (length * np.exp(0.5 * np.diagonal(log, axis1=1, axis2=2)))[:, None, :]
         else:
@@ -119,7 +132,7 @@ class Chart:
             root = axes @ (vector * np.exp(0.5 * value)[:, None, :])
         covariance = root @ np.swapaxes(root, 1, 2)
         covariance = 0.5 * (covariance + np.swapaxes(covariance, 1, 2))
-        return Parameters(weight / weight.sum(), mean, covariance)
+        return about.moved(weights / weights.sum(), mean, covariance)
 
 
 def chart_about(parameters: Parameters, family: Covariance) -> Chart:
@@ -138,7 +151,8 @@ def free_directions(
     return np.eye(len(logs))[:, ~moves]
 
 
-# Full coordinates: for each component (alpha, delta (d), s (q)), S = sum_p s_p basis_p.
+# Full coordinates: for each component (alpha, delta (d), s (q)), S = sum_p s_p basis_p; at the end
+# the noise's alpha, if there is one.
 
 
 def symmetric_basis(d: int, *, diagonal: bool) -> Array:
@@ -163,12 +177,16 @@ def positions(basis: Array) -> tuple[Index, Index]:
 
 
 def natural_derivative(parameters: Parameters, basis: Array) -> Array:
-    """Derivative of (weights, means, covariances) in full coordinates."""
+    """Derivative of (weights, means, covariances), and the noise's weight, in full coordinates."""
     k, d = parameters.k, parameters.d
     alpha, delta, s = slots(k, d, len(basis))
-    out = np.zeros((k + k * d + k * d * d, k * (1 + d + len(basis))))
-    pi, factor = parameters.weight, parameters.factor
-    out[:k, alpha] = np.diag(pi) - np.outer(pi, pi)
+    pi, factor = parameters.weights, parameters.factor
+    has_noise = len(pi) - k
+    width = k * (1 + d + len(basis))
+    out = np.zeros((k + k * d + k * d * d + has_noise, width + has_noise))
+    of_weight = np.append(np.arange(k), np.full(has_noise, len(out) - 1))
+    by_weight = np.append(alpha, np.full(has_noise, width))
+    out[np.ix_(of_weight, by_weight)] = np.diag(pi) - np.outer(pi, pi)
     for j in range(k):
         out[k + j * d : k + (j + 1) * d, delta[j]] = factor[j]
         moved = factor[j] @ basis @ factor[j].T

@@ -25,6 +25,7 @@ from bayesgmm.errors import ArgumentError, TooFewRowsError
 from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
+from bayesgmm.noise import shifted
 from bayesgmm.partial_labels import read_labels, refuse_impossible
 from bayesgmm.preflight import (
     check_dependence,
@@ -141,11 +142,18 @@ class Data:
             return self.total_weight * each
         return float(self.weight @ each if self.weight.size else each.sum())
 
+    def anchored(self, values: Array) -> Array:
+        """Return rows (m, d) in data units as rows of x."""
+        z = (values - self.center) / self.scale
+        return z if self.mix is None else np.ascontiguousarray(np.linalg.solve(self.mix, z.T).T)
+
     def to_anchored(self, parameters: Parameters) -> Parameters:
         """Return parameters given in data units in anchored units."""
         covariance = parameters.covariance / self.scale[:, None] / self.scale
         mean = (parameters.mean - self.center) / self.scale
-        found = replace(parameters, mean=mean, covariance=covariance)
+        # Densities go the other way than those of rows.
+        noise = shifted(parameters.noise, -self.row_log_jacobian)
+        found = replace(parameters, mean=mean, covariance=covariance, noise=noise)
         if self.mix is None:
             return found
         # By the factors, so that the result is definite whatever the rounding.
@@ -166,7 +174,8 @@ class Data:
         found = self.by_column(parameters)
         covariance = found.covariance * self.scale[:, None] * self.scale
         mean = found.mean * self.scale + self.center
-        return replace(found, mean=mean, covariance=covariance)
+        noise = shifted(parameters.noise, self.row_log_jacobian)
+        return replace(found, mean=mean, covariance=covariance, noise=noise)
 
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""

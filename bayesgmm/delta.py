@@ -24,11 +24,11 @@ from scipy.special import ndtri
 
 from bayesgmm import quantities
 from bayesgmm.arguments import share
-from bayesgmm.coordinates import chart_about
 from bayesgmm.data import read_like
 from bayesgmm.errors import ArgumentError
 from bayesgmm.estimate import Estimate, estimate_of
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.noise import NOISE
 from bayesgmm.quantities import Quantities
 from bayesgmm.rows import parameter_rows
 from bayesgmm.tree import DIMS, spec_of
@@ -45,7 +45,7 @@ def vcov(fit: xr.DataTree, *, kind: Kind = "observed") -> pd.DataFrame:
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, with all parameters free. It holds its data; their weights are frequencies.
+        By `fit_em`, with soft assignment. It holds its data; their weights are frequencies.
     kind : {"observed", "sandwich", "opg"}
         The inverse of the observed information; robust against a wrong model; from outer products
         of gradients (not for MAP). `bayesgmm.uncertainty` says what they mean.
@@ -54,25 +54,28 @@ def vcov(fit: xr.DataTree, *, kind: Kind = "observed") -> pd.DataFrame:
     -------
     DataFrame
         Square, with the labels of `summary`, in units of the data. Its rank is the number of free
-        parameters at most: the weights sum to one, and the covariances are of one family. NaN
-        where there is none; ``attrs["se_note"]`` says why.
+        parameters at most: the weights sum to one, and the covariances are of one family. 0 for
+        what is fixed, which does not vary (as in the errors of lavaan and of `summary`); NaN where
+        there is none, and ``attrs["se_note"]`` says why.
 
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM with all parameters free, or ``kind`` none for it.
+        If ``fit`` is no such fit, or ``kind`` none for it.
     """
     estimate = estimate_of(fit)
     found = estimate.uncertainty(kind)
     data, spec = estimate.data, spec_of(fit)
     k, d = found.shape
     rows = parameter_rows(spec, data.names)
-    begin = dict(zip(DIMS, (0, k, k + k * d), strict=True))
-    shape = dict(zip(DIMS, ((k,), (k, d), (k, d, d)), strict=True))
-    at = [begin[r.variable] + int(np.ravel_multi_index(r.at, shape[r.variable])) for r in rows]
-    unit = np.concatenate(
-        [np.ones(k), np.tile(data.scale, k), np.tile(np.outer(data.scale, data.scale).ravel(), k)]
-    )[at]
+    parts = ((k,), (k, d), (k, d, d), (1,))
+    begin = dict(zip((*DIMS, NOISE), np.cumsum([0, *map(np.prod, parts)]).tolist(), strict=False))
+    shape = dict(zip((*DIMS, NOISE), parts, strict=True))
+    at = [
+        begin[r.variable] + int(np.ravel_multi_index(r.at or (0,), shape[r.variable])) for r in rows
+    ]
+    square = np.outer(data.scale, data.scale).ravel()
+    unit = np.concatenate([np.ones(k), np.tile(data.scale, k), np.tile(square, k), np.ones(1)])[at]
     matrix = found.natural_covariance()[np.ix_(at, at)] * np.outer(unit, unit)
     labels = pd.Index([row.label for row in rows], name="parameter")
     frame = pd.DataFrame(matrix, index=labels, columns=labels)
@@ -94,7 +97,7 @@ def derived(
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, with all parameters free.
+        By `fit_em`, with soft assignment. What it holds fixed does not vary.
     function : callable, optional
         From `Parameters` in units of the data to a number, an array of numbers or a mapping of
         names to numbers; smooth, and defined near the estimate. Default: weights, standard
@@ -158,7 +161,7 @@ def derived(
 
 def errors_on_scale(estimate: Estimate, found: Uncertainty, asked: Quantities) -> Array:
     """Return the standard errors (m,) of quantities on their scales; NaN where there is none."""
-    chart = chart_about(estimate.parameters, estimate.family)
+    chart = estimate.chart(estimate.parameters)
     slope = asked.slope(chart)
     se = np.sqrt(np.maximum(np.einsum("ip,pq,iq->i", slope, found.covariance, slope), 0.0))
     # A function has no error where it moves with what has none.
@@ -170,7 +173,7 @@ def errors_on_scale(estimate: Estimate, found: Uncertainty, asked: Quantities) -
 
 
 def _asked(estimate: Estimate, function: Any, at: Any, scale: str) -> Quantities:
-    data, k = estimate.data, estimate.parameters.k
+    data = estimate.data
     if function is not None and at is not None:
         raise ArgumentError("at", "cannot be given together with a function")
     if function is not None:
@@ -179,9 +182,9 @@ def _asked(estimate: Estimate, function: Any, at: Any, scale: str) -> Quantities
         raise ArgumentError("scale", "is that of a function; the others have theirs")
     if at is not None:
         points, names = _points(at, data.names)
-        return quantities.at_points(points, names, k, data)
+        return quantities.at_points(points, names, estimate.parameters, data)
     rows = parameter_rows(spec_of(estimate.fit), data.names)
-    weights = [row for row in rows if row.variable == "weight"]
+    weights = [row for row in rows if row.kind == "weight"]
     return quantities.together(
         [*quantities.parameters_of(weights, data), *quantities.spreads_of(rows, data)]
     )

@@ -42,7 +42,7 @@ from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
-assert VERSION == 6, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 7, "kernel.VERSION was raised: raise it here, too"
 
 _pointer = types.CPointer(types.float64)
 _SIGNATURE = types.int64(
@@ -52,11 +52,11 @@ _SIGNATURE = types.int64(
 
 def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
     """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-    number = carray(arrays[0], (11,))
+    number = carray(arrays[0], (12,))
     n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
     n_weight, diagonal = int(number[4]), number[5] != 0.0
     alpha, count, shrinkage = number[6], number[7], number[8]
-    share, value = number[9], number[10]
+    share, value, polar = number[9], number[10], number[11] != 0.0
     q = size - (k - 1) - p - k * d
     x = carray(arrays[1], (n, d))
     sample_weight = carray(arrays[2], (n_weight,))
@@ -86,7 +86,8 @@ def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyp
         value += alpha * log_weight[j]
     vector = point[k - 1 : k - 1 + p + q]
     mean = point[k - 1 + p + q :].reshape((k, d))
-    covariance, factor, s = chart(vector, spectrum, below, unit)
+    covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
+    value += log_volume
 
     whitening, is_definite = factorise(covariance, diagonal)
     if not (is_definite and has_density(log_weight, mean)):
@@ -138,7 +139,7 @@ def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyp
         total += by_weight[j]
     for j in range(k):
         by_weight[j] -= math.exp(log_weight[j]) * total
-    by_vector = pull_through_chart(factor, s, spectrum, below, unit, by_covariance)
+    by_vector = pull_through_chart(factor, s, spectrum, below, unit, polar, by_covariance, 1.0)
     finite = True
     for i in range(size):
         if i < k - 1:
@@ -283,6 +284,7 @@ class Target:
         chart, t, data = self.chart, self.terms, self.data
         number = [data.n, data.d, chart.k, chart.spectrum.shape[1], len(data.weight)]
         number += [chart.family.is_diagonal, t.alpha, t.count, t.shrinkage, t.share, t.constant]
+        number.append(chart.family.is_polar)
         coordinates = (chart.spectrum, chart.below, chart.unit)
         linear = np.stack([t.linear, t.precision, t.center])
         prior = (linear, t.location, t.scatter, t.by_sd)

@@ -108,9 +108,10 @@ def _is_usable(fit: xr.DataTree) -> bool:
 
 
 def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
-    if not isinstance(mle, xr.DataTree) or "spec" not in mle.attrs:
-        raise ArgumentError("mle", "must be a fit by fit_em")
-    if mle.attrs["engine"] != "em":
+    if not isinstance(mle, xr.DataTree) or not {"spec", "fingerprint"} <= set(mle.attrs):
+        raise ArgumentError("mle", "must be a whole fit by fit_em")
+    posterior = mle["posterior"].sizes
+    if mle.attrs.get("engine") != "em" or posterior["chain"] * posterior["draw"] != 1:
         raise ArgumentError("mle", "has many draws; give the one point of a fit by fit_em")
     if mle.attrs["fingerprint"] != data.fingerprint:
         raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")

@@ -49,7 +49,7 @@ UNUSABLE = ("singular", "empty", "tiny", "spurious")
 
 _DRAWN = 50  # steps of stochastic EM, after which EM goes on
 
-Acceleration = Literal["quasi-newton"]
+Acceleration = Literal["quasi-newton", "squarem", "anderson"]
 ACCELERATIONS: tuple[str, ...] = get_args(Acceleration)
 Assignment = Literal["soft", "hard", "stochastic"]
 ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
@@ -73,6 +73,11 @@ class Run:
         return self.moments.loglik
 
     @property
+    def height(self) -> float:
+        """The objective to nine digits: of runs that are as high the first counts, not rounding."""
+        return float(f"{self.objective:.9g}")
+
+    @property
     def is_usable(self) -> bool:
         """Whether this may be called an optimum: neither singular nor with an empty component.
 
@@ -89,7 +94,7 @@ def m_step(
     if fixed:
         mean, spread = fixed.centred(moments, about, mean, spread)
     covariance = maximise(family, moments.covariance_count, spread, about.covariance)
-    new = Parameters(moments.weight_count / moments.weight_count.sum(), mean, covariance)
+    new = about.moved(moments.weight_count / moments.weight_count.sum(), mean, covariance)
     return fixed.impose(new) if fixed else new
 
 
@@ -121,7 +126,7 @@ def run(
         Most passes over the data after the first; without rejected extrapolations, most steps.
     tol : float
         Distance to the limit, in standard errors, at which to stop.
-    acceleration : {"quasi-newton"} or None
+    acceleration : {"quasi-newton", "squarem", "anderson"} or None
         None for plain EM.
     assignment : {"soft", "hard", "stochastic"}
         Of a row to components: by its responsibilities; to the most probable one (classification
@@ -197,7 +202,7 @@ def run(
                 if length < BEGIN and len(path.points) > 1:
                     bent = bend(path, parameters, moments)
                     rate = max(rate, bent.rate)
-                    far = extrapolate(bent, parameters, moments, family)
+                    far = extrapolate(bent, parameters, moments, family, acceleration)
                     far = fixed.impose(far) if far and fixed else far
             tried = table(far) if far and not _trouble(far, data) else None
             if far and tried and tried.loglik >= top - _SUM * abs(top):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -38,8 +39,9 @@ from bayesgmm.groups import MOST_KINDS, rows
 from bayesgmm.information import Information, observed_information
 from bayesgmm.mixing import taken_apart
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Parameters
+from bayesgmm.moments import Noise, Parameters
 from bayesgmm.multistart import is_interrupted
+from bayesgmm.noise import SHARE, Region, region_around, shifted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
@@ -110,9 +112,10 @@ def fit_em(
         Parameters that do not move, in the units of the data, NaN where free: ``{"weight":
         "equal"}``, or arrays ``weight`` (k,), ``mean`` (k, d), ``covariance`` (k, d, d). Components
         then keep their order.
-    acceleration : {"quasi-newton"} or None
+    acceleration : {"quasi-newton", "squarem", "anderson"} or None
         How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
-        a start may, rarely, lead to another optimum than plain EM's.
+        a start may, rarely, lead to another optimum than plain EM's. The first needs the fewest
+        passes over the data (``docs/benchmarks.md``); none lets the objective fall.
     standard_errors : bool, "observed", "sandwich" or "opg", optional
         From the observed information (also for True), robust against a wrong model, or from outer
         products of gradients: `bayesgmm.uncertainty`. Default: "observed", unless there are more
@@ -171,6 +174,10 @@ def fit_em(
     _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
+    region = _region(spec, data, held)
+    noise = None
+    if region is not None:
+        noise = shifted(Noise(SHARE, -region.log_volume), -data.row_log_jacobian)
     seed = seed_of(random_seed)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -180,7 +187,7 @@ def fit_em(
         data,
         family,
         k,
-        Settings(prior, held, max_iter, float(tol), acceleration, assignment, threads),
+        Settings(prior, held, max_iter, float(tol), acceleration, assignment, threads, noise),
         start=start,
         n_starts=n_starts,
         n_finish=n_finish,
@@ -195,7 +202,7 @@ def fit_em(
     if not usable:
         raise NumericalError(_no_usable(runs, spec, estimate))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
-    best = max(finished or usable, key=lambda i: runs[i].objective)
+    best = max(finished or usable, key=lambda i: runs[i].height)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
     information = errors = None
     if wanted if standard_errors is None else standard_errors:
@@ -231,6 +238,7 @@ def fit_em(
         "missing": missing,
         "assignment": assignment,
         "fixed": held.to_json(data) if held else "",
+        "noise": region.to_json() if region else "",
         "verdict": verdict.to_json(),
         "warnings": to_json(notes),
         "timings": json.dumps({"em": time.perf_counter() - began}),
@@ -284,6 +292,24 @@ def _check_labels(data: Data, assignment: str) -> None:
             f"have more than {MOST_KINDS} different rows of probabilities, which needs "
             "assignment='soft'",
         )
+
+
+def _region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Region | None:
+    """Return where noise is, if the specification has it."""
+    if not spec.has_noise:
+        return None
+    if not data.is_complete:
+        raise NotYetSupportedError(
+            "noise", "is not there for rows with missing values yet; use missing='drop'"
+        )
+    if len(data.probability):
+        raise NotYetSupportedError("noise", "is not there together with labels yet")
+    if held is not None and held.has_weight.any():
+        raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
+    if isinstance(spec.noise, float):
+        return Region(math.log(spec.noise))
+    present = data.values[data.weight > 0] if data.weight.size else data.values
+    return region_around(present, data.center)
 
 
 def seed_of(random_seed: int | None) -> int:
@@ -386,7 +412,7 @@ def _tails(data: Data, parameters: Parameters) -> Tails | None:
         return None
     r = rows(data.groups, parameters, data.n)[1]
     weight = data.weight[whole] if len(data.weight) else data.weight
-    found = tails(data.x[whole], r[whole], weight, parameters)
+    found = tails(data.x[whole], r[whole, : parameters.k], weight, parameters)  # not noise
     return replace(found, row=int(whole[found.row])) if found else None
 
 

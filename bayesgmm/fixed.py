@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag, null_space
 from scipy.optimize import linear_sum_assignment
 
-from bayesgmm.coordinates import free_directions
+from bayesgmm.coordinates import Chart, chart_about, free_directions
 from bayesgmm.covariance import Covariance, maximise
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
-from bayesgmm.information import Information, restricted
+from bayesgmm.information import Information, inverse, restricted
 from bayesgmm.moments import Array, Moments, Parameters
 
 Mask = NDArray[np.bool_]
@@ -70,6 +71,22 @@ class Fixed:
         unequal = len(weight) > 0 and (len(weight) < len(self.weight) or np.ptp(weight) > 0)
         return bool(unequal or self.has_mean.any() or self.has_covariance.any())
 
+    @property
+    def still(self) -> dict[str, Mask]:
+        """Which weights (k,), means (k, d) and covariances (k, d, d) cannot move: they are fixed.
+
+        So is a weight, if all the others are.
+        """
+        known = self.has_weight
+        weight = known | (known.any() and np.count_nonzero(~known) < 2)
+        covariance = np.broadcast_to(self.has_covariance[:, None, None], self.covariance.shape)
+        return {"weight": weight, "mean": self.has_mean, "covariance": covariance}
+
+    @property
+    def is_equal_weights(self) -> bool:
+        """Whether nothing but equal weights is fixed, which has a meaning for any size."""
+        return bool(self.has_weight.all()) and not self.names_components
+
     def anchored(self, data: Data) -> Fixed:
         """Return the same in the units in which data are fitted."""
         mean = (self.mean - data.center) / data.scale
@@ -90,15 +107,16 @@ class Fixed:
             return free / free.sum()
         if known.all():
             return self.weight.copy()
-        rest = (1.0 - self.weight[known].sum()) / free[~known].sum()
-        return np.where(known, self.weight, free * rest)
+        rest = 1.0 - self.weight[known].sum()
+        return np.where(known, self.weight, rest * (free / free[~known].sum()))
 
     def impose(self, p: Parameters) -> Parameters:
         """Return parameters with the fixed ones in place."""
         mean = np.where(self.has_mean, self.mean, p.mean)
         own = self.has_covariance[:, None, None]
         covariance = np.where(own, self.covariance, p.covariance)
-        return Parameters(self.weights(p.weight), mean, covariance)
+        weights = p.weights if p.noise is not None else self.weights(p.weight)
+        return p.moved(weights, mean, covariance)
 
     def matched(self, p: Parameters, unit: Array) -> Parameters:
         """Return parameters with components in the order that is nearest to what is fixed.
@@ -127,24 +145,50 @@ class Fixed:
         outer = shift[:, :, None] * shift[:, None, :]
         return new, scatter + moments.mean_count[:, None, None] * outer
 
-    def restrict(self, information: Information, p: Parameters, family: Covariance) -> Information:
-        """Return the information about what is free."""
-        k = p.k
-        known = self.has_weight
-        basis = np.eye(k)[:, ~known]
-        # Log-weights that leave the fixed weights, and so the sum of the free ones, as they are.
-        if known.any() and basis.shape[1]:
-            basis = basis @ null_space(p.weight[None, ~known])
-        basis = (basis - basis[:1])[1:]
-        if not known.any():
-            basis = np.eye(k - 1)
+    def directions(self, p: Parameters, family: Covariance) -> Array:
+        """Return (p, m): directions in the family's coordinates in which what is fixed stays.
+
+        Fixed weights stay to first order: see `restrict`.
+        """
+        weights = self._log_weights(p)
+        weights = (weights - weights[:1])[1:]
         # delta = W (mean - estimate): directions in which no fixed element of L delta moves.
         means = [
             null_space(p.factor[j][o]) if o.any() else np.eye(p.d)
             for j, o in enumerate(self.has_mean)
         ]
         spread = free_directions(p, family, ~self.has_covariance)
-        return restricted(information, block_diag(basis, *means, spread))
+        noise = np.eye(len(p.weights) - p.k)  # whose weight is never fixed
+        return block_diag(weights, *means, spread, noise)
+
+    def restrict(self, information: Information, p: Parameters, family: Covariance) -> Information:
+        r"""Return the information about what is free.
+
+        Where some weights are fixed the others keep their sum S, so that along log-weights
+        :math:`\alpha` with :math:`\sum \pi \alpha = 0` they all move by :math:`-\sum \pi \alpha^2 /
+        2 S` besides, to second order; the gradient in that direction is 0 for free weights only.
+        """
+        found = restricted(information, self.directions(p, family))
+        weights = self._log_weights(p)
+        m = weights.shape[1]
+        matrix = found.matrix.copy()
+        if self.has_weight.any() and m:
+            free = ~self.has_weight
+            together = free.astype(np.float64)
+            slope = float(information.gradient[: p.k - 1] @ (together - together[0])[1:])
+            square = (weights * p.weight[:, None]).T @ weights
+            matrix[:m, :m] += slope / p.weight[free].sum() * square
+        still, natural = self.still.values(), found.natural.copy()
+        natural[np.flatnonzero(np.concatenate([mask.ravel() for mask in still]))] = 0.0
+        covariance = inverse(matrix, np.diagonal(matrix))
+        return replace(found, matrix=matrix, natural=natural, covariance=covariance)
+
+    def _log_weights(self, p: Parameters) -> Array:
+        """Return (k, m): directions of log-weights that leave fixed weights, and so their sum."""
+        free = np.eye(p.k)[:, ~self.has_weight]
+        if not self.has_weight.any():
+            return free[:, 1:]
+        return free @ null_space(p.weight[None, ~self.has_weight]) if free.size else free
 
     def count(self, k: int, d: int, family: Covariance) -> int:
         """Count the parameters that are not free because of this."""
@@ -153,6 +197,86 @@ class Fixed:
         each = family.n_parameters(k, d) // k
         covariances = family.n_parameters(k, d) if own.all() else int(own.sum()) * each
         return weights + int(self.has_mean.sum()) + covariances
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The coordinates of what is free around one of a family's mixtures, which is their origin.
+
+    Parameters
+    ----------
+    whole : Chart
+        Those of the family.
+    held : Fixed
+        What stays.
+    """
+
+    whole: Chart
+    held: Fixed
+
+    @property
+    def about(self) -> Parameters:
+        """The mixture."""
+        return self.whole.about
+
+    @property
+    def basis(self) -> Array:
+        """As `Chart.basis`."""
+        return self.whole.basis
+
+    @cached_property
+    def free(self) -> Array:
+        """(p, m): what the coordinates are in those of the family, to first order."""
+        return self.held.directions(self.about, self.whole.family)
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates: the free parameters."""
+        return self.free.shape[1]
+
+    @cached_property
+    def tangent(self) -> Array:
+        """(k (1 + d + q), m): derivative of full coordinates, at the origin."""
+        return self.whole.tangent @ self.free
+
+    def own(self, j: int) -> Mask:
+        """Return (m,): which coordinates move the mean or the covariance of component j alone."""
+        alone, moves = self.whole.own(j)[:, None], self.free != 0
+        return (moves & alone).any(axis=0) & ~(moves & ~alone).any(axis=0)
+
+    def at(self, step: Array) -> Parameters:
+        """Return the mixture with coordinates ``step`` (m,), in which what is fixed stays."""
+        return self.held.impose(self.whole.at(self.free @ step))
+
+
+def chart_of(p: Parameters, family: Covariance, held: Fixed | None) -> Chart | Part:
+    """Return the coordinates of what is free around a mixture."""
+    whole = chart_about(p, family)
+    return whole if held is None else Part(whole, held)
+
+
+def from_json(text: str, data: Data) -> Fixed | None:
+    """Return what `Fixed.to_json` wrote, in the units in which data are fitted; None for ""."""
+    if not text:
+        return None
+    values = {name: np.array(v, dtype=np.float64) for name, v in json.loads(text).items()}
+    return Fixed(**values).anchored(data)
+
+
+def equal_weights(k: int, d: int) -> Fixed:
+    """Return equal weights as what is fixed, whatever the data."""
+    free = np.full((k, d), np.nan), np.full((k, d, d), np.nan)
+    return Fixed(np.full(k, 1.0 / k), *free)
+
+
+def is_for_any_size(given: Any) -> bool:
+    """Whether what a user wants fixed has a meaning for any number of components."""
+    return given is None or (
+        isinstance(given, Mapping)
+        and set(given) == {"weight"}
+        and isinstance(given["weight"], str)
+        and given["weight"] == EQUAL
+    )
 
 
 def read_fixed(given: Any, family: Covariance, k: int, d: int) -> Fixed:

@@ -295,6 +295,8 @@ def table(
     diagonal : bool
         Whether every covariance is diagonal.
     """
+    if parameters.noise is not None:
+        return _of_components(table(groups, parameters.widened, sums, diagonal=diagonal))
     if len(groups) == 1 and groups[0].is_plain:
         return sums(groups[0].x, parameters, groups[0].weight)
     parts = []
@@ -302,6 +304,17 @@ def table(
         several = _views(some, parameters, diagonal=diagonal)
         parts.append(_completed([view.sums(sums) for view in several], several))
     return sum(parts[1:], parts[0])
+
+
+def _of_components(moments: Moments) -> Moments:
+    """Return the table without the sums of the noise, of which the number of rows says all."""
+    return replace(
+        moments,
+        mean_count=moments.mean_count[:-1],
+        covariance_count=moments.covariance_count[:-1],
+        first=moments.first[:-1],
+        second=moments.second[:-1],
+    )
 
 
 def _completed(found: Sequence[Moments], several: Sequence[View]) -> Moments:
@@ -320,7 +333,11 @@ def _completed(found: Sequence[Moments], several: Sequence[View]) -> Moments:
 
 
 def rows(groups: Sequence[Group], parameters: Parameters, n: int) -> tuple[Array, Array]:
-    """Return log p(x_n, what is known of its component), (n,), and responsibilities (n, k)."""
+    """Return log p(x_n, what is known of its component), (n,), and responsibilities (n, k).
+
+    With a noise component its own are last, (n, k + 1).
+    """
+    parameters = parameters.widened
     density, r = np.empty(n), np.empty((n, parameters.k))
     for view in views(groups, parameters):
         density[view.group.rows], r[view.group.rows] = view.rows()

@@ -29,7 +29,7 @@ from scipy.linalg import cho_factor, cho_solve
 from bayesgmm.coordinates import Index, chart_about, positions, slots
 from bayesgmm.covariance import Covariance
 from bayesgmm.groups import NO_LABELS, Group, View, split, views
-from bayesgmm.moments import UNWEIGHTED, Array, Moments, Parameters
+from bayesgmm.moments import UNWEIGHTED, Array, Moments, Noise, Parameters
 
 _ROWS = 4096  # rows per block of the missing information
 # Below this, relative to the complete-data information, an eigenvalue is rounding, not curvature.
@@ -47,7 +47,8 @@ class Information:
     gradient : (p,) array
         First derivative of the objective.
     natural : (k + k d + k d d, p) array
-        Derivative of weights, means and covariances (flattened in this order).
+        Derivative of weights, means and covariances (flattened in this order); one row more for the
+        noise's weight, if there is one.
     shape : (k, d)
         Numbers of components and features.
     """
@@ -96,7 +97,13 @@ def natural_errors(natural: Array, covariance: Array | None, shape: tuple[int, i
     else:
         variance = np.vecdot(natural @ covariance, natural)
         se = np.sqrt(np.where(variance < 0.0, 0.0, variance))  # rounding; NaN stays
-    return Parameters(se[:k], se[k : k + k * d].reshape(k, d), se[k + k * d :].reshape(k, d, d))
+    weight, mean, covariance, noise = np.split(se, np.cumsum([k, k * d, k * d * d]))
+    return Parameters(
+        weight,
+        mean.reshape(k, d),
+        covariance.reshape(k, d, d),
+        Noise(float(noise[0]), float("nan")) if len(noise) else None,
+    )
 
 
 def observed_information(
@@ -169,12 +176,12 @@ def outer_products(
     around = chart_about(parameters, family)
     size = len(around.tangent)
     matrix, gradient, total = np.zeros((size, size)), np.zeros(size), 0.0
-    for view in views(groups, parameters, diagonal=family.is_diagonal):
+    for view in views(groups, parameters.widened, diagonal=family.is_diagonal):
         x, weight = view.group.x, view.group.weight
         r = view.rows()[1]
         for begin in range(0, len(x), _ROWS):
             part = slice(begin, begin + _ROWS)
-            score = _scores(x[part], r[part], view, around.basis)
+            score = _scores(x[part], r[part], view, parameters.k, around.basis)
             scaled = score * weight[part] if len(weight) else score
             matrix += scaled @ score.T
             gradient += scaled.sum(axis=1)
@@ -205,21 +212,31 @@ def restricted(information: Information, free: Array) -> Information:
 
 def _gradient(parameters: Parameters, moments: Moments, basis: Array) -> Array:
     k, d = parameters.k, parameters.d
-    alpha, delta, s = slots(k, d, len(basis))
-    g = np.zeros(k * (1 + d + len(basis)))
-    g[alpha] = moments.weight_count - moments.weight_count.sum() * parameters.weight
+    _, delta, s = slots(k, d, len(basis))
+    alpha, size = _log_weights(parameters, basis)
+    g = np.zeros(size)
+    g[alpha] = moments.weight_count - moments.weight_count.sum() * parameters.weights
     g[delta] = moments.first
     inner = moments.second - moments.covariance_count[:, None, None] * np.eye(d)
     g[s] = 0.5 * np.einsum("pij,kij->kp", basis, inner)
     return g
 
 
+def _log_weights(parameters: Parameters, basis: Array) -> tuple[Index, int]:
+    """Positions of the log-weights, that of the noise last, and the number of full coordinates."""
+    alpha = slots(parameters.k, parameters.d, len(basis))[0]
+    size = parameters.k * (1 + parameters.d + len(basis))
+    if parameters.noise is None:
+        return alpha, size
+    return np.append(alpha, size), size + 1
+
+
 def _complete(parameters: Parameters, moments: Moments, basis: Array) -> Array:
     k, d = parameters.k, parameters.d
-    alpha, delta, s = slots(k, d, len(basis))
-    size = k * (1 + d + len(basis))
+    _, delta, s = slots(k, d, len(basis))
+    alpha, size = _log_weights(parameters, basis)
     info = np.zeros((size, size))
-    pi = parameters.weight
+    pi = parameters.weights
     info[np.ix_(alpha, alpha)] = moments.weight_count.sum() * (np.diag(pi) - np.outer(pi, pi))
     for j in range(k):
         info[np.ix_(delta[j], delta[j])] = moments.mean_count[j] * np.eye(d)
@@ -242,11 +259,12 @@ def _missing(
     """
     k, d = parameters.k, parameters.d
     width = 1 + d + len(basis)
-    info = np.zeros((k * width, k * width))
+    size = _log_weights(parameters, basis)[1]
+    info = np.zeros((size, size))
     rows, columns = positions(basis)
     factor = np.where(rows == columns, 0.5, 1.0)[:, None]
     score = np.empty((k, width, _ROWS))
-    for view in views(split(x, weight, probability), parameters):
+    for view in views(split(x, weight, probability), parameters.widened):
         # z given what is observed has mean T (x - mean) and covariance V.
         transform = view.loading @ view.marginal.whitening
         spread = np.eye(d) - view.loading @ np.swapaxes(view.loading, 1, 2)
@@ -275,6 +293,10 @@ def _missing(
                     info[block, block] += _within(product, spread[j], rows, columns, factor)
                 own[:] = scaled
             mean_score = score[:, :, :n].reshape(k * width, n)
+            if size > len(mean_score):  # the noise, of which nothing but its weight is unknown
+                noise = r[-1] * root if len(root) else r[-1]
+                info[-1, -1] += noise @ (root if len(root) else np.ones(n))
+                mean_score = np.concatenate([mean_score, noise[None]])
             info -= mean_score @ mean_score.T
     return info
 
@@ -311,20 +333,21 @@ def _within(product: Array, v: Array, rows: Index, columns: Index, factor: Array
     return out
 
 
-def _scores(x: Array, r: Array, view: View, basis: Array) -> Array:
+def _scores(x: Array, r: Array, view: View, k: int, basis: Array) -> Array:
     """Return the derivatives of the rows' log-densities in full coordinates, (k (1 + d + q), n)."""
-    p, n = view.marginal, len(x)
+    p, n = view.marginal, len(x)  # k components, and the noise if there is one
     rows, columns = positions(basis)
     half = np.where(rows == columns, 0.5, 1.0)[:, None]
-    score = np.empty((p.k, 1 + p.d + len(basis), n))
+    score = np.empty((k, 1 + p.d + len(basis), n))
     for own, rj, weight, mean, w, a in zip(
-        score, r.T, p.weight, p.mean, p.whitening, view.loading, strict=True
+        score, r.T, p.weight, p.mean, p.whitening, view.loading, strict=False
     ):
         z = a @ (w @ (x - mean).T)
         own[0] = rj - weight
         own[1 : 1 + p.d] = rj * z
         own[1 + p.d :] = rj * half * (z[rows] * z[columns] - (a @ a.T)[rows, columns, None])
-    return score.reshape(-1, n)
+    of_noise = r.T[k:] - p.weight[k:, None]
+    return np.concatenate([score.reshape(-1, n), of_noise])
 
 
 def inverse(matrix: Array, complete: Array) -> Array | None:

@@ -14,7 +14,7 @@ from bayesgmm.kernel import VERSION, accumulate_all, factorise, rows
 
 # Numba compiles a cached function anew when its own file has changed, and those below hold copies
 # of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
-assert VERSION == 6, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 7, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -122,10 +122,32 @@ def pointwise(x, weight, log_weight, mean, covariance, diagonal):  # type: ignor
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
-    """Covariances U M diag(s) M' U, log s and M below its diagonal linear in the vector.
+def _invert(m):  # type: ignore[no-untyped-def]
+    """Invert I + A, A skew, in place, and return log det: no pivot is below 1."""
+    d = m.shape[0]
+    log_det = 0.0
+    for i in range(d):
+        pivot = m[i, i]
+        log_det += math.log(pivot)
+        m[i, i] = 1.0
+        for g in range(d):
+            m[i, g] /= pivot
+        for f in range(d):
+            if f != i:
+                t = m[f, i]
+                m[f, i] = 0.0
+                for g in range(d):
+                    m[f, g] -= t * m[i, g]
+    return log_det
 
-    Also returns U M (k, d, d) and s (k, d), which the pullback needs.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def chart(vector, spectrum, below, unit, polar):  # type: ignore[no-untyped-def]
+    """Covariances U M diag(s) M' U, log s and the free elements of M linear in the vector.
+
+    M is unit lower triangular, or, if ``polar``, the rotation (I - A)(I + A)^-1 with A skew, of
+    which the elements below the diagonal are free.  Also returns U M (k, d, d), s (k, d) and the
+    log-density of the uniform distribution of the rotations by these elements, up to a constant.
     """
     d = unit.shape[0]
     p = spectrum.shape[1]
@@ -133,13 +155,14 @@ def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
     s = np.empty((k, d))
     factor = np.zeros((k, d, d))
     covariance = np.zeros((k, d, d))
+    log_volume = 0.0
     for j in range(k):
         for f in range(d):
             t = 0.0
             for i in range(p):
                 t += spectrum[j * d + f, i] * vector[i]
             s[j, f] = math.exp(t)
-            factor[j, f, f] = unit[f]
+            factor[j, f, f] = 1.0
     row = 0
     if below.shape[0] > 0:
         for j in range(k):
@@ -148,51 +171,98 @@ def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
                     t = 0.0
                     for i in range(below.shape[1]):
                         t += below[row, i] * vector[p + i]
-                    factor[j, f, g] = unit[f] * t
+                    factor[j, f, g] = t
+                    if polar:
+                        factor[j, g, f] = -t
                     row += 1
+            if polar:
+                log_det = _invert(factor[j])
+                if j * (d * (d - 1) // 2) < below.shape[1]:  # each that is free, once
+                    log_volume -= (d - 1) * log_det
+                for f in range(d):
+                    for g in range(d):
+                        factor[j, f, g] = 2.0 * factor[j, f, g] - (1.0 if f == g else 0.0)
     for j in range(k):
+        for f in range(d):
+            for g in range(d):
+                factor[j, f, g] *= unit[f]
         for f in range(d):
             for g in range(f + 1):
                 t = 0.0
-                for h in range(g + 1):
+                for h in range(d if polar else g + 1):
                     t += factor[j, f, h] * s[j, h] * factor[j, g, h]
                 covariance[j, f, g] = t
                 covariance[j, g, f] = t
-    return covariance, factor, s
+    return covariance, factor, s, log_volume
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def chart_pullback(vector, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
-    """Gradient by the vector, from the gradient ``slope`` (k, d, d) by the covariances."""
-    factor, s = chart(vector, spectrum, below, unit)[1:]
-    return pull_through_chart(factor, s, spectrum, below, unit, slope)
+def chart_pullback(vector, spectrum, below, unit, polar, slope, by_volume):  # type: ignore[no-untyped-def]
+    """Gradient by the vector, from ``slope`` (k, d, d) by the covariances and one by the volume."""
+    factor, s = chart(vector, spectrum, below, unit, polar)[1:3]
+    return pull_through_chart(factor, s, spectrum, below, unit, polar, slope, by_volume)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def pull_through_chart(factor, s, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
+def pull_through_chart(factor, s, spectrum, below, unit, polar, slope, by_volume):  # type: ignore[no-untyped-def]
     """`chart_pullback` with what `chart` has returned."""
     k, d = s.shape
     p = spectrum.shape[1]
     out = np.zeros(p + below.shape[1])
     row = 0
+    half = np.zeros((d, d))
+    by_entry = np.zeros((d, d))
     for j in range(k):
-        half = np.zeros((d, d))  # (slope + slope') F
+        half[:] = 0.0  # (slope + slope') F
         for f in range(d):
             for g in range(d):
                 t = slope[j, f, g] + slope[j, g, f]
-                for h in range(g + 1):
+                for h in range(d if polar else g + 1):
                     half[f, h] += t * factor[j, g, h]
         for f in range(d):
             t = 0.0
-            for g in range(f, d):
+            for g in range(0 if polar else f, d):
                 t += factor[j, g, f] * half[g, f]
             for i in range(p):
                 out[i] += 0.5 * t * s[j, f] * spectrum[j * d + f, i]
-        if below.shape[0] > 0:
-            for f in range(1, d):
-                for g in range(f):
-                    t = unit[f] * half[f, g] * s[j, g]
-                    for i in range(below.shape[1]):
-                        out[p + i] += t * below[row, i]
-                    row += 1
+        if below.shape[0] == 0:
+            continue
+        for f in range(d):
+            for g in range(d):
+                by_entry[f, g] = unit[f] * half[f, g] * s[j, g]  # by M
+        if polar:
+            is_free = j * (d * (d - 1) // 2) < below.shape[1]
+            _pull_through_rotation(factor[j], unit, by_entry, by_volume if is_free else 0.0)
+        for f in range(1, d):
+            for g in range(f):
+                for i in range(below.shape[1]):
+                    out[p + i] += by_entry[f, g] * below[row, i]
+                row += 1
     return out
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pull_through_rotation(factor, unit, slope, by_volume):  # type: ignore[no-untyped-def]
+    """Turn the gradient by a rotation D into one by A, below the diagonal; in place.
+
+    With B = (I + A)^-1 = (D + I) / 2: dD = -2 B dA B, and d log det(I + A) = tr(B dA).
+    """
+    d = unit.shape[0]
+    b = np.empty((d, d))
+    for f in range(d):
+        for g in range(d):
+            b[f, g] = 0.5 * (factor[f, g] / unit[f] + (1.0 if f == g else 0.0))
+    half, inner = np.zeros((d, d)), np.zeros((d, d))
+    for f in range(d):
+        for g in range(d):
+            for h in range(d):
+                half[f, g] += b[h, f] * slope[h, g]
+    for f in range(d):
+        for g in range(d):
+            for h in range(d):
+                inner[f, g] += half[f, h] * b[g, h]
+    for f in range(1, d):
+        for g in range(f):
+            slope[f, g] = 2.0 * (inner[g, f] - inner[f, g]) + by_volume * (d - 1) * (
+                b[f, g] - b[g, f]
+            )

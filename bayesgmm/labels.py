@@ -107,7 +107,13 @@ def match(parameters: Parameters, pivot: Parameters) -> tuple[Labels, float]:
     return alignment.permutation[0], float(alignment.margin[0])
 
 
-def align(weight: Array, mean: Array, covariance: Array, pivot: Parameters) -> Alignment:
+def align(
+    weight: Array,
+    mean: Array,
+    covariance: Array,
+    pivot: Parameters,
+    kinds: Labels | None = None,
+) -> Alignment:
     """Return the labels of every draw that are nearest to the pivot's.
 
     Parameters
@@ -118,6 +124,8 @@ def align(weight: Array, mean: Array, covariance: Array, pivot: Parameters) -> A
         The draws, in the units of the pivot.
     pivot : Parameters
         The solution whose labels are taken over.
+    kinds : (k,) integer array, optional
+        Components that may have each other's labels have the same number. Default: all may.
 
     Returns
     -------
@@ -148,6 +156,8 @@ def align(weight: Array, mean: Array, covariance: Array, pivot: Parameters) -> A
         step = max(1, _BLOCK // (k * k * d * d))
         for block in (rows[i : i + step] for i in range(0, len(rows), step)):
             cost = _cost(weight[block], mean[block], covariance[block], pivot)
+            if kinds is not None:
+                cost[:, kinds[:, None] != kinds] = np.inf
             permutation[block] = best = _assign(cost)
             margin[block] = _margin(cost, best)
     return Alignment(permutation, margin)
@@ -234,7 +244,9 @@ def _margin(cost: Array, best: Labels) -> Array:
     """Return the margin of every draw."""
     gap, kept = _alternatives(cost, best)
     total = gap + 2.0 * kept
-    relative = np.divide(gap, total, out=np.zeros_like(gap), where=total > 0)
+    # Where no other component may have a label, that is sure.
+    sure, known = np.isinf(gap).astype(float), np.isfinite(total) & (total > 0)
+    relative = np.divide(gap, total, out=sure, where=known)
     return relative.min(axis=1)
 
 

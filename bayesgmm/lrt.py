@@ -17,18 +17,24 @@ with VVV, the best of five searches (0 to 24 starts) was above that of 4 starts 
 1, by 1.4 on average) to 21 (iris, K = 2, by 4.2).  Data and replicates are treated alike, which is
 meant to keep the level and costs power; raise ``n_starts`` where that matters.
 
+**What is known.**  Replicates miss the cells that the data miss, and know the labels that are known
+there.  With equal weights K components are no special case of K + 1, and the statistic may be
+negative; that its distribution is simulated makes it a test of K all the same (Cox 1961).
+
 References
 ----------
 McLachlan (1987), Appl. Statist. 36, 318-324.  Feng & McCulloch (1996), J. R. Statist. Soc. B 58,
-609-617.  Davison & Hinkley (1997), Bootstrap Methods and their Application, section 4.2 (p).
+609-617.  Cox (1961), Proc. 4th Berkeley Symp. 1, 105-123 (families that are not nested).
+Davison & Hinkley (1997), Bootstrap Methods and their Application, section 4.2 (p).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from threading import Event
 from typing import Any
@@ -38,25 +44,29 @@ import xarray as xr
 
 from bayesgmm import tree
 from bayesgmm.arguments import share, whole_number
+from bayesgmm.cells import Missing
 from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
 from bayesgmm.em import Run, run
-from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
+from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError, NumericalError
+from bayesgmm.estimate import Estimate, estimate_of
 from bayesgmm.fit import fit_em, seed_of
+from bayesgmm.fixed import Fixed, equal_weights, is_for_any_size
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.moves import splits
 from bayesgmm.multistart import is_interrupted, search, workers
-from bayesgmm.refits import task_of
-from bayesgmm.replicates import climb, data_of, each, generators, simulated
+from bayesgmm.partial_labels import widened
+from bayesgmm.replicates import climb, each, generators, simulated
 from bayesgmm.result import package_version, versions
-from bayesgmm.search import BRIEF
+from bayesgmm.search import BRIEF, in_order
 from bayesgmm.start import Start, starts
 
 TOL = 1e-3  # standard errors; the log-likelihood is then right to 1e-6
 N_FINISH = 3  # short runs that go on to their end
 FAILED = Limit(0.01, 0.1)  # share of replicates in which one of the sizes has no usable optimum
+_ONE_SIZE = "must have a meaning for K components and for K + 1, as {'weight': 'equal'} alone has"
 
 
 def bootstrap_lrt(
@@ -68,7 +78,10 @@ def bootstrap_lrt(
     draws: int = 999,
     n_starts: int = 4,
     sample_weight: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     columns: Any = None,
+    missing: Missing = "error",
+    labels: Any = None,
     threads: int | None = None,
     random_seed: int | None = None,
     progressbar: bool | None = None,
@@ -80,7 +93,7 @@ def bootstrap_lrt(
     null : GaussianMixture or DataTree
         The smallest number of components and the family; or a fit of it by `fit_em`.
     X : (n, d) table, optional
-        Needed for a specification; a fit brings its own, with its weights.
+        Needed for a specification; a fit brings its own, with all that is known of them.
     max_components : int, optional
         The last test is of this many against one less. Default: one test.
     level : float or None
@@ -89,8 +102,13 @@ def bootstrap_lrt(
         Replicates of each test; the smallest possible p-value is 1 / (1 + draws).
     n_starts : int
         Further starts for each size, in the data and in every replicate; see `bayesgmm.lrt`.
-    sample_weight, columns : optional
+    sample_weight, columns, missing : optional
         As in `fit_em`, with a specification.
+    fixed : {"weight": "equal"}, optional
+        Equal weights, with K components and with K + 1; nothing else means the same for both.
+    labels : (n,) integers, optional
+        As in `fit_em`, with a specification. Labels are those of K components; a further one has no
+        rows that are known to be its own.
     threads : int, optional
         At most this many; the result does not depend on it.
     random_seed : int, optional
@@ -110,7 +128,8 @@ def bootstrap_lrt(
     Raises
     ------
     ArgumentError
-        If an argument is wrong, or the fit is a MAP fit.
+        If an argument is wrong, or the fit is a MAP fit, has hard assignment, or holds fixed what
+        means nothing for another number of components.
     DataError
         As `fit_em`.
     NumericalError
@@ -129,14 +148,18 @@ def bootstrap_lrt(
     if level is not None:
         level = share("level", level)
     seed = seed_of(random_seed)
-    fit = _fitted(null, X, sample_weight, columns, threads, seed, progressbar)
-    data, spec = data_of(fit), tree.spec_of(fit)
+    options = {"sample_weight": sample_weight, "fixed": fixed, "columns": columns}
+    options |= {"labels": labels, "missing": None if missing == "error" else missing}
+    given = {name: value for name, value in options.items() if value is not None}
+    fit = partial(fit_em, threads=threads, random_seed=seed, progressbar=progressbar)
+    estimate = _null(null, X, given, fit)
+    data, spec = estimate.data, tree.spec_of(estimate.fit)
     first = spec.n_components
     last = first + 1 if max_components is None else max_components
     whole_number("max_components", last, least=first + 1)
     sizes = range(first, last)
-    how = _How(spec.covariance, n_starts, threads)
-    smaller = data.to_anchored(tree.point(fit))
+    how = _How(spec.covariance, n_starts, threads, estimate.held is not None)
+    smaller = estimate.parameters
     tests: list[_Test] = []
     for k, child in zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), strict=True):
         begin, *others = child.spawn(2)
@@ -153,6 +176,7 @@ def bootstrap_lrt(
     found = _dataset(tests, data, draws)
     found.attrs |= {
         "spec": spec.to_json(),
+        "equal_weights": int(how.has_equal_weights),
         "level": float("nan") if level is None else level,
         "fingerprint": data.fingerprint,
         "stop_reason": "completed" if tests[-1].is_complete else "interrupted",
@@ -168,35 +192,28 @@ def bootstrap_lrt(
     return found
 
 
-def _fitted(
-    null: Any,
-    X: Any,
-    sample_weight: Any,
-    columns: Any,
-    threads: int | None,
-    seed: int,
-    progressbar: bool | None,
-) -> xr.DataTree:
-    """Return the fit that is tested first."""
+def _null(null: Any, X: Any, given: dict[str, Any], fit: Any) -> Estimate:
+    """Return what is tested first."""
     if isinstance(null, GaussianMixture):
         if X is None:
             raise ArgumentError("X", "is needed with a specification")
-        return fit_em(
-            null,
-            X,
-            sample_weight=sample_weight,
-            columns=columns,
-            standard_errors=False,
-            threads=threads,
-            random_seed=seed,
-            progressbar=progressbar,
-        )
-    if X is not None or sample_weight is not None or columns is not None:
-        raise ArgumentError("X", "and its weights and columns are the fit's; leave them out")
-    task_of(null)
+        if not is_for_any_size(given.get("fixed")):
+            raise ArgumentError("fixed", _ONE_SIZE)
+        if "labels" in given and null.n_components == 1:
+            raise ArgumentError("labels", "say nothing of one component; begin with two or more")
+        null = fit(null, X, standard_errors=False, **given)
+    elif X is not None or given:
+        name = "X" if X is not None else next(iter(given))
+        raise ArgumentError(name, "is the fit's, as all that is said of its rows; leave it out")
+    found = estimate_of(null)
+    if found.parameters.noise is not None:
+        raise NotYetSupportedError("null", "has a noise component, which is not tested with yet")
     if null.attrs["estimate"] != "mle":
         raise ArgumentError("null", "is no maximum-likelihood fit: its ratio has another meaning")
-    return null
+    if found.held is not None and not found.held.is_equal_weights:
+        raise ArgumentError("null", f"what it holds fixed {_ONE_SIZE}")
+    widened(found.data.probability, found.parameters.k + 1)  # before any work is done
+    return found
 
 
 @dataclass(frozen=True)
@@ -206,10 +223,15 @@ class _How:
     family: Covariance
     n_starts: int
     threads: int | None
+    has_equal_weights: bool = False
 
     @property
     def methods(self) -> list[str]:
         return [*(["ellipsoids"] * min(self.n_starts, 1)), *repeat("random", self.n_starts - 1)]
+
+    def fixed(self, k: int, d: int) -> Fixed | None:
+        """What is fixed with k components."""
+        return equal_weights(k, d) if self.has_equal_weights else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +240,15 @@ class _Pair:
 
     smaller: Run
     larger: Run
+    is_nested: bool = True
 
     @property
     def statistic(self) -> float:
-        """At least 0, since K components are K + 1 of which two are the same."""
+        """At least 0 where K components are K + 1 of which two are the same."""
         if not (_is_optimum(self.smaller) and _is_optimum(self.larger)):
             return float("nan")
-        return max(2.0 * (self.larger.objective - self.smaller.objective), 0.0)
+        ratio = 2.0 * (self.larger.objective - self.smaller.objective)
+        return max(ratio, 0.0) if self.is_nested else ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,10 +284,10 @@ def _test(
             "likelihoods. Use a smaller max_components, or a family with a common covariance (EEE, "
             "EEI, EII)"
         )
-    rngs = generators(seed, draws)
+    rngs, known = generators(seed, draws), _of_size(data, k)
 
     def one(i: int, stop: Event) -> _Pair | None:
-        replicate = simulated(data, rngs[i], pair.smaller.parameters)
+        replicate = simulated(known, rngs[i], pair.smaller.parameters)
         return _pair(replicate, how, pair.smaller.parameters, rngs[i], stop)
 
     n_workers = workers(data.n, data.d, k + 1, draws, how.threads)
@@ -277,24 +301,34 @@ def _pair(
 ) -> _Pair | None:
     """Return the best runs for K and K + 1; None after Ctrl-C."""
 
-    def begins(k: int, first: list[Start]) -> list[Start]:
+    def begins(some: Data, k: int, first: list[Start]) -> list[Start]:
         if k == 1 or not how.methods:
             return first
-        return first + starts(data, how.family, k, start=how.methods, n_starts=1, rng=rng)
+        more = starts(some, how.family, k, start=how.methods, n_starts=1, rng=rng)
+        return first + in_order(more, some, how.family, how.fixed(k, data.d))
 
-    smaller = _best(data, how, begins(null.k, [Start("null", null)]), stop)
+    k = null.k
+    few, many = (_of_size(data, j) for j in (k, k + 1))
+    smaller = _best(few, how, begins(few, k, [Start("null", null)]), stop)
     if smaller is None:
         return None
     halves = [Start("split", p) for p in splits(smaller.parameters, how.family)]
-    larger = _best(data, how, begins(null.k + 1, halves), stop)
-    return None if larger is None else _Pair(smaller, larger)
+    larger = _best(many, how, begins(many, k + 1, halves), stop)
+    return None if larger is None else _Pair(smaller, larger, not how.has_equal_weights)
+
+
+def _of_size(data: Data, k: int) -> Data:
+    """Return the data with what is known of their rows' components, for k components."""
+    known = widened(data.probability, k)
+    return data if known is data.probability else replace(data, probability=known)
 
 
 def _best(data: Data, how: _How, begins: list[Start], stop: Event) -> Run | None:
     """Return the best usable run, or any; None after Ctrl-C."""
+    fixed = how.fixed(begins[0].parameters.k, data.d)
 
     def go(start: Start | Run, event: Event | None = None) -> Run:
-        return climb(data, how.family, start, tol=TOL, threads=how.threads, stop=stop)
+        return climb(data, how.family, start, fixed=fixed, tol=TOL, threads=how.threads, stop=stop)
 
     def brief(start: Start, event: Event | None = None) -> Run:
         return run(
@@ -304,6 +338,7 @@ def _best(data: Data, how: _How, begins: list[Start], stop: Event) -> Run | None
             max_iter=BRIEF,
             tol=TOL,
             acceleration=None,
+            fixed=fixed,
             threads=how.threads,
             stop=stop,
         )
@@ -314,7 +349,7 @@ def _best(data: Data, how: _How, begins: list[Start], stop: Event) -> Run | None
     runs, _ = search(go, brief, go, begins, N_FINISH, 1, silent)
     if is_interrupted(runs):
         return None
-    return max(runs, key=lambda r: (_is_optimum(r), r.objective if r.is_usable else 0.0))
+    return max(runs, key=lambda r: (_is_optimum(r), r.height if r.is_usable else 0.0))
 
 
 def _is_optimum(found: Run) -> bool:

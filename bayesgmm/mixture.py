@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.covariance import Covariance
@@ -46,6 +47,11 @@ class GaussianMixture:
     prior : ConjugatePrior, SeparationPrior, "conjugate", "separation" or None
         For the posterior and for MAP fits; maximum likelihood ignores it. ``None`` allows maximum
         likelihood only.
+    noise : bool or float
+        Whether rows may belong to no component: a further one, of weight :math:`\pi_0`, is uniform
+        with density 1/V (Banfield & Raftery 1993). True takes the smaller of two boxes around the
+        data, along the columns or along their principal axes, as mclust does; a number is V itself,
+        in units of the data.
 
     Raises
     ------
@@ -64,12 +70,14 @@ class GaussianMixture:
     n_components: int
     covariance: Covariance
     prior: Prior | None
+    noise: float | Literal["box"] | None
 
     def __init__(
         self,
         n_components: int,
         covariance: Covariance | str = "VVV",
         prior: Prior | str | None = "conjugate",
+        noise: bool | float | Literal["box"] | None = False,
     ) -> None:
         if not isinstance(covariance, Covariance):
             covariance = Covariance(covariance)
@@ -89,17 +97,28 @@ class GaussianMixture:
         )
         object.__setattr__(self, "covariance", covariance)
         object.__setattr__(self, "prior", prior)
+        object.__setattr__(self, "noise", _checked_noise(noise))
 
     def __repr__(self) -> str:
+        noise = "" if self.noise is None else f", noise={self.noise!r}"
         return (
             f"GaussianMixture(n_components={self.n_components}, "
-            f"covariance={self.covariance.letters!r}, prior={self.prior!r})"
+            f"covariance={self.covariance.letters!r}, prior={self.prior!r}{noise})"
         )
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether rows may belong to no component."""
+        return self.noise is not None
+
     def n_parameters(self, d: int) -> int:
-        """Count the free parameters in ``d`` dimensions: weights, means and covariances."""
+        """Count the free parameters in ``d`` dimensions: weights, means and covariances.
+
+        With noise its weight, and the volume if it comes from the data, as in mclust.
+        """
         k = self.n_components
-        return k - 1 + k * d + self.covariance.n_parameters(k, d)
+        noise = 0 if self.noise is None else 2 if self.noise == "box" else 1
+        return k - 1 + k * d + self.covariance.n_parameters(k, d) + noise
 
     def to_json(self) -> str:
         """Return the specification as a JSON object; `from_json` gives it back."""
@@ -114,6 +133,7 @@ class GaussianMixture:
                 "n_components": self.n_components,
                 "covariance": self.covariance.letters,
                 "prior": prior,
+                "noise": self.noise,
             }
         )
 
@@ -134,7 +154,8 @@ class GaussianMixture:
                 if isinstance(prior.get("scale"), dict):
                     prior["scale"] = _from_record(prior["scale"], _SCALES)
                 prior = _from_record(prior, _PRIORS)
-            return GaussianMixture(record["n_components"], record["covariance"], prior)
+            size, letters = record["n_components"], record["covariance"]
+            return GaussianMixture(size, letters, prior, record.get("noise"))
         except ArgumentError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -145,12 +166,20 @@ def refuse_unsupported(spec: GaussianMixture) -> None:
     """Refuse what cannot be sampled yet, before any work is done."""
     if not isinstance(spec, GaussianMixture):
         raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
-    if spec.covariance.is_polar:
+    if spec.has_noise:
         raise NotYetSupportedError(
-            "covariance",
-            f"{spec.covariance} (axes and shape shared differently) cannot be sampled yet; EM fits "
-            "it. The nearest families that can be sampled are EEE, VEE, EVV and VVV",
+            "noise", "cannot be sampled yet; EM fits it: use GaussianMixture(..., noise=False)"
         )
+
+
+def _checked_noise(noise: Any) -> float | Literal["box"] | None:
+    if noise is None or noise is False:
+        return None
+    if noise is True or (isinstance(noise, str) and noise == "box"):
+        return "box"
+    if isinstance(noise, Real) and 0 < float(noise) < float("inf"):
+        return float(noise)
+    raise ArgumentError("noise", f"must be True, False or a volume above 0, not {noise!r}")
 
 
 def _name_of(value: object, kinds: dict[str, type[Any]]) -> str:

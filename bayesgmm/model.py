@@ -22,7 +22,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data, read_for
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.moments import Array
-from bayesgmm.op import Chart, ConjugateTerms, MixtureRows
+from bayesgmm.op import Chart, ConjugateTerms, FamilyVector, MixtureRows
 from bayesgmm.predictive import draw_covariance
 from bayesgmm.resolved import (
     PseudoData,
@@ -41,10 +41,12 @@ class FamilyChart(Coordinates, Transform):
 
     def backward(self, value: Any, *inputs: Any) -> Any:
         """Return covariances (k, d, d) from the unconstrained vector."""
-        return Chart()(value, self.spectrum, self.below, self.unit)
+        return self._chart(value)[0]
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Return the unconstrained vector of covariances of the family."""
+        if self.family.is_polar:
+            return FamilyVector(self)(value)
         index = np.arange(self.d)
         if self.family.is_diagonal:
             s = value[:, index, index] / self.unit**2
@@ -57,7 +59,11 @@ class FamilyChart(Coordinates, Transform):
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Return the log-density of the mode coordinates with respect to the vector."""
-        return pt.dot(self.log_jacobian, value[: self.spectrum.shape[1]])
+        linear = pt.dot(self.log_jacobian, value[: self.spectrum.shape[1]])
+        return linear + self._chart(value)[1] if self.family.is_polar else linear
+
+    def _chart(self, value: Any) -> Any:
+        return Chart(self.family.is_polar)(value, self.spectrum, self.below, self.unit)
 
 
 def to_pymc(
@@ -83,7 +89,7 @@ def to_pymc(
     Raises
     ------
     NotYetSupportedError
-        For EVE, VVE, EEV and VEV.
+        For a noise component.
     ArgumentError, DataError
         For a specification without a prior, and for bad data.
 

@@ -42,6 +42,27 @@ UNWEIGHTED: Array = np.empty(0)
 _ROWS = 4096  # rows that are taken together in NumPy
 
 
+# The noise component as a normal distribution: this many standard deviations are one unit of data,
+# so that it is flat to the last bit as far as 1e20 units.
+_FLAT = 2.0**-100
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is in no component: rows that are uniform over a region (Banfield & Raftery 1993).
+
+    Parameters
+    ----------
+    weight : float
+        Its share of the rows.
+    log_density : float
+        Minus the logarithm of the region's volume; the same everywhere, also outside.
+    """
+
+    weight: float
+    log_density: float
+
+
 @dataclass(frozen=True, eq=False)
 class Parameters:
     """Weights, means and covariances of a mixture: theta.
@@ -49,14 +70,17 @@ class Parameters:
     Parameters
     ----------
     weight : (k,) array
+        They sum to one, with the noise's.
     mean : (k, d) array
     covariance : (k, d, d) array
         Symmetric positive definite.
+    noise : Noise, optional
     """
 
     weight: Array
     mean: Array
     covariance: Array
+    noise: Noise | None = None
 
     @property
     def k(self) -> int:
@@ -88,9 +112,42 @@ class Parameters:
         with np.errstate(divide="ignore"):
             return np.log(self.weight)
 
+    @property
+    def weights(self) -> Array:
+        """All weights, that of the noise last if there is one: (k,) or (k + 1,)."""
+        return self.weight if self.noise is None else np.append(self.weight, self.noise.weight)
+
+    @cached_property
+    def widened(self) -> Parameters:
+        """The same density by normal distributions alone: the noise is one so wide that it is flat.
+
+        So it needs no pass of its own: (k + 1) components, the last of which never moves.
+        """
+        if self.noise is None:
+            return self
+        d = self.d
+        eye, level = np.eye(d)[None], self.noise.log_density + 0.5 * d * np.log(2.0 * np.pi)
+        one = Parameters(
+            self.weights,
+            np.concatenate([self.mean, np.zeros((1, d))]),
+            np.concatenate([self.covariance, eye / _FLAT**2]),
+        )
+        log_noise = np.log(self.noise.weight) if self.noise.weight > 0 else -np.inf
+        # What they would be, but for the noise's own level.
+        vars(one)["log_weight"] = np.append(self.log_weight, log_noise + level - d * np.log(_FLAT))
+        vars(one)["whitening"] = np.concatenate([self.whitening, eye * _FLAT])
+        return one
+
+    def moved(self, weights: Array, mean: Array, covariance: Array) -> Parameters:
+        """Return other parameters of the same kind; ``weights`` as the property."""
+        if self.noise is None:
+            return Parameters(weights, mean, covariance)
+        noise = replace(self.noise, weight=float(weights[-1]))
+        return Parameters(weights[:-1], mean, covariance, noise)
+
     def take(self, order: Sequence[int] | NDArray[np.intp]) -> Parameters:
         """Return the same mixture with its components in another order."""
-        return Parameters(self.weight[order], self.mean[order], self.covariance[order])
+        return Parameters(self.weight[order], self.mean[order], self.covariance[order], self.noise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +160,8 @@ class Moments:
         Log-likelihood (for pseudo-data: log prior density up to a constant).
     weight_count, mean_count, covariance_count : (k,) arrays
         :math:`N_k`. The three are equal for data; a prior adds a different number of
-        pseudo-observations to weights, means and covariances.
+        pseudo-observations to weights, means and covariances. With a noise component its own
+        number is last in ``weight_count``, (k + 1,).
     first : (k, d) array
         :math:`\sum_n r_{nk} z_{nk}`.
     second : (k, d, d) array

@@ -11,6 +11,7 @@ Ueda, Nakano, Ghahramani & Hinton (2000), Neural Computation 12, 2109-2128 (spli
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,9 +37,8 @@ def moves(parameters: Parameters, family: Covariance) -> Iterator[Parameters]:
     k = parameters.k
     for out in np.argsort(_alone(parameters), kind="stable")[:_MOST_REMOVED]:
         rest = parameters.take(np.flatnonzero(np.arange(k) != out))
-        weight = rest.weight / rest.weight.sum()
-        rest = Parameters(weight, rest.mean, rest.covariance)
-        yield from splits(rest, family)
+        lost = parameters.weight[out] / rest.weight.sum()
+        yield from splits(replace(rest, weight=rest.weight * (1.0 + lost)), family)
 
 
 def splits(parameters: Parameters, family: Covariance) -> Iterator[Parameters]:
@@ -82,15 +82,20 @@ def _replaced(
     p: Parameters, j: int, mean: tuple[Array, Array], covariance: tuple[Array, Array]
 ) -> Parameters:
     def with_two(array: Array, two: tuple[Array, Array]) -> Array:
-        return np.concatenate([np.delete(array, j, axis=0), np.array(two)])
+        found = np.concatenate([array, np.array(two[1:])])  # the others keep their place
+        found[j] = two[0]
+        return found
 
     half = 0.5 * p.weight[j]
-    return Parameters(
-        with_two(p.weight, (half, half)), with_two(p.mean, mean), with_two(p.covariance, covariance)
+    return replace(
+        p,
+        weight=with_two(p.weight, (half, half)),
+        mean=with_two(p.mean, mean),
+        covariance=with_two(p.covariance, covariance),
     )
 
 
 def _member(p: Parameters, family: Covariance) -> Parameters:
     """Return the nearest member of the family, in the sense of its M-step."""
     covariance = maximise(family, p.weight, p.weight[:, None, None] * p.covariance)
-    return Parameters(p.weight, p.mean, covariance)
+    return replace(p, covariance=covariance)

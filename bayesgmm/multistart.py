@@ -170,7 +170,7 @@ def improve(
         longer = run_all(on, [tries[i] for i in new], n_workers, track)
         found += longer
         usable = [r for r in longer if r.is_usable and r.reason != "interrupted"]
-        top = max(usable, key=lambda r: r.objective, default=best)
+        top = max(usable, key=lambda r: r.height, default=best)
         if is_interrupted(longer) or not top.objective > best.objective + _GAIN:
             break
         best = top
@@ -189,7 +189,7 @@ def promising(runs: Sequence[Run], known: Parameters | None = None) -> dict[int,
     """
     usable = [i for i, r in enumerate(runs) if r.is_usable and _has_distances(r.parameters)]
     chosen: dict[int, list[int]] = {}
-    for i in sorted(usable, key=lambda i: -runs[i].objective):
+    for i in sorted(usable, key=lambda i: -runs[i].height):
         if known is not None and distance(runs[i].parameters, known) < _TWINS:
             continue
         near = (j for j in chosen if distance(runs[i].parameters, runs[j].parameters) < _TWINS)

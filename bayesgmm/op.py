@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, grad_not_implemented
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import node_rewriter
-from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
+from pytensor.link.numba.dispatch.basic import (
+    numba_funcify,
+    numba_njit,
+    register_funcify_default_op_cache_key,
+)
 from pytensor.tensor.math import Sum
 from pytensor.tensor.rewriting.basic import register_canonicalize
 
@@ -181,51 +186,69 @@ def _numba_conjugate_terms(op: Any, node: Any, **kwargs: Any) -> Any:
 class Chart(Op):
     """Covariances (k, d, d) of a family from its unconstrained vector; see `model.FamilyChart`.
 
-    Inputs: vector (p + q,), spectrum (k d, p), below (k d (d-1)/2, q), unit (d,).
+    Inputs: vector (p + q,), spectrum (k d, p), below (k d (d-1)/2, q), unit (d,).  Outputs: the
+    covariances, and the log-density of uniform rotations (0 unless ``polar``).
     """
 
-    __props__ = ()
+    __props__ = ("polar",)
+
+    def __init__(self, polar: bool) -> None:
+        self.polar = polar
 
     def make_node(self, *values: Any) -> Any:  # noqa: D102
         inputs = _doubles(values, (1, 2, 2, 1), type(self).__name__)
         d = inputs[3].type.shape[0]
         k = inputs[1].type.shape[0] // d
-        return Apply(self, inputs, [pt.tensor(dtype="float64", shape=(k, d, d))])
+        return Apply(self, inputs, [pt.tensor(dtype="float64", shape=s) for s in ((k, d, d), ())])
 
     def infer_shape(self, node: Any, shapes: Any) -> Any:  # noqa: D102
-        return [tuple(pt.as_tensor(s) for s in node.outputs[0].type.shape)]
+        return [tuple(pt.as_tensor(s) for s in node.outputs[0].type.shape), ()]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        outputs[0][0] = kernel_ops.chart(*map(np.ascontiguousarray, inputs))[0]
+        found = kernel_ops.chart(*map(np.ascontiguousarray, inputs), self.polar)
+        outputs[0][0], outputs[1][0] = found[0], np.asarray(found[3])
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         fixed = [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
-        return [ChartPullback()(*inputs, cotangents[0]), *fixed[1:]]
+        slope, by_volume = (
+            pt.zeros_like(out) if isinstance(c.type, DisconnectedType) else c
+            for c, out in zip(cotangents, outputs, strict=True)
+        )
+        return [ChartPullback(self.polar)(*inputs, slope, by_volume), *fixed[1:]]
 
 
 @register_funcify_default_op_cache_key(Chart)
 def _numba_chart(op: Any, node: Any, **kwargs: Any) -> Any:
+    polar = bool(op.polar)
+
     @numba_njit(error_model="numpy", fastmath=False)
     def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
-        return kernel_ops.chart(vector, spectrum, below, unit)[0]
+        covariance, _, _, log_volume = kernel_ops.chart(vector, spectrum, below, unit, polar)
+        return covariance, np.asarray(log_volume)
 
     return chart, kernel.VERSION
 
 
 class ChartPullback(Op):
-    """Gradient by the vector of `Chart`, from the gradient by the covariances."""
+    """Gradient by the vector of `Chart`, from the gradients by its outputs."""
 
-    __props__ = ()
+    __props__ = ("polar",)
+
+    def __init__(self, polar: bool) -> None:
+        self.polar = polar
 
     def make_node(self, *values: Any) -> Any:  # noqa: D102
-        inputs = _doubles(values, (1, 2, 2, 1, 3), type(self).__name__)
+        inputs = _doubles(values, (1, 2, 2, 1, 3, 0), type(self).__name__)
         return Apply(self, inputs, [inputs[0].type()])
 
     def infer_shape(self, node: Any, shapes: Any) -> Any:  # noqa: D102
         return [shapes[0]]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        outputs[0][0] = kernel_ops.chart_pullback(*map(np.ascontiguousarray, inputs))
+        *chart, slope, by_volume = inputs
+        arrays = map(np.ascontiguousarray, chart)
+        slope = np.ascontiguousarray(slope)
+        outputs[0][0] = kernel_ops.chart_pullback(*arrays, self.polar, slope, float(by_volume))
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         return [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
@@ -233,8 +256,44 @@ class ChartPullback(Op):
 
 @register_funcify_default_op_cache_key(ChartPullback)
 def _numba_chart_pullback(op: Any, node: Any, **kwargs: Any) -> Any:
+    polar = bool(op.polar)
+
     @numba_njit(error_model="numpy", fastmath=False)
-    def chart_pullback(vector, spectrum, below, unit, slope):  # type: ignore[no-untyped-def]
-        return kernel_ops.chart_pullback(vector, spectrum, below, unit, slope)
+    def chart_pullback(vector, spectrum, below, unit, slope, by_volume):  # type: ignore[no-untyped-def]
+        return kernel_ops.chart_pullback(
+            vector, spectrum, below, unit, polar, slope, by_volume.item()
+        )
 
     return chart_pullback, kernel.VERSION
+
+
+class FamilyVector(Op):
+    """The inverse of `Chart`, in NumPy: for initial points, once for a model; no gradient."""
+
+    __props__ = ("chart",)
+
+    def __init__(self, chart: Any) -> None:
+        self.chart = chart  # compared by identity
+
+    def make_node(self, covariance: Any) -> Any:  # noqa: D102
+        inputs = _doubles((covariance,), (3,), type(self).__name__)
+        return Apply(self, inputs, [pt.tensor(dtype="float64", shape=(self.chart.size,))])
+
+    def infer_shape(self, node: Any, shapes: Any) -> Any:  # noqa: D102
+        return [(pt.as_tensor(self.chart.size),)]
+
+    def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
+        outputs[0][0] = self.chart.vector(inputs[0])
+
+
+@numba_funcify.register(FamilyVector)
+def _numba_family_vector(op: Any, node: Any, **kwargs: Any) -> Any:
+    vector = op.chart.vector
+
+    @numba_njit
+    def core(covariance):  # type: ignore[no-untyped-def]
+        with numba.objmode(out="float64[::1]"):
+            out = vector(covariance)
+        return out
+
+    return core

@@ -20,14 +20,17 @@ from bayesgmm.comparison import (
     format_rows,
     headline,
     reasons_of,
+    refuse_other,
     verdict,
 )
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
+from bayesgmm.forest import Forest, plot_compare
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.plots import Forest, Picture, plot_compare, plot_density
+from bayesgmm.plots import Picture, plot_density
 from bayesgmm.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
 from bayesgmm.rows import printable
+from bayesgmm.tree import whole
 
 TITLE = "Gaussian mixture: point estimate and posterior"
 
@@ -82,10 +85,12 @@ def to_html(
     title: str = TITLE,
 ) -> str:
     """Return the page of `report` as text."""
+    refuse_other(comparison)
     density = None
     if mle is not None and post is not None:
         for name, fit in (("mle", mle), ("post", post)):
-            if fit.attrs["fingerprint"] != comparison.attrs["fingerprint"]:
+            whole(name, fit, "observed_data")
+            if fit.attrs.get("fingerprint") != comparison.attrs["fingerprint"]:
                 raise ArgumentError(name, "is a fit of other data than the comparison")
         density = _picture(plot_density(mle, post))
     elif mle is not None or post is not None:

@@ -86,6 +86,30 @@ def refuse_impossible(probability: Array, weight: Array) -> None:
         )
 
 
+def widened(probability: Array, k: int) -> Array:
+    """Return what labels say of the rows with k components instead of fewer: the same.
+
+    Raises
+    ------
+    ArgumentError
+        If they are probabilities, which do not say how probable a further component is.
+    """
+    if not len(probability) or probability.shape[1] == k:
+        return probability
+    is_unknown = (probability == probability[:, :1]).all(axis=1)
+    is_label = (probability == 1.0).any(axis=1) & (np.count_nonzero(probability, axis=1) == 1)
+    if not (is_unknown | is_label).all():
+        raise ArgumentError(
+            "labels",
+            f"are probabilities of {probability.shape[1]} components, which do not say how "
+            "probable a further one is; give integers, with -1 where unknown",
+        )
+    found = np.zeros((len(probability), k))
+    found[:, : probability.shape[1]] = probability
+    found[is_unknown] = 1.0 / k
+    return found
+
+
 def _numbers(column: pd.Series[Any], index: pd.Index[Any]) -> Array:
     numbers = to_numbers(column)
     if isinstance(numbers, str):

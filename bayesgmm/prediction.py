@@ -28,14 +28,16 @@ from bayesgmm import kernel
 from bayesgmm.arguments import whole_number
 from bayesgmm.cells import Missing
 from bayesgmm.data import read_like
-from bayesgmm.errors import ArgumentError, ShapeError
+from bayesgmm.errors import ArgumentError, NotYetSupportedError, ShapeError
 from bayesgmm.groups import marginal, missing_constant, split
 from bayesgmm.mixing import UNRESOLVED, are_resolved
-from bayesgmm.moments import Array, Parameters
+from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.noise import NOISE, Region
 from bayesgmm.table import tabulate
-from bayesgmm.tree import DIMS, names_of
+from bayesgmm.tree import DIMS, names_of, region_of
 
 Draws = list[tuple[Array, Array, Array]]
+NOISE_LABEL = -1
 _BLOCK = 1 << 13  # rows per unit of work: they stay in cache while the draws pass over them
 
 
@@ -85,29 +87,34 @@ def simulate(
     DataFrame
         (n, d), with the columns that were fitted (``x0, x1, ...`` for `Parameters`).
     Series
-        (n,) components, named "cluster"; only if ``labels``.
+        (n,) components, named "cluster", -1 for noise; only if ``labels``.
 
     Raises
     ------
     ArgumentError
-        If an argument is wrong, or parameters are not those of a mixture.
+        If an argument is wrong, or parameters are not those of a mixture; or if they have a noise
+        component of which no more than its volume is known.
     """
-    mixture = _mixture(fit)
+    mixture = mixtures_of(fit)
     n = whole_number("n", n, least=1)
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
     rng = np.random.default_rng(random_seed)
     draw = rng.integers(len(mixture.weight), size=n)
-    cumulative = np.cumsum(mixture.weight, axis=1)
+    cumulative = np.cumsum(mixture.weights, axis=1)
     # Below the last sum, so that no rounding chooses a component of weight 0.
     uniform = rng.random(n) * cumulative[draw, -1]
     cluster = (uniform[:, None] >= cumulative[draw]).sum(axis=1)
     x = rng.standard_normal((n, mixture.mean.shape[-1]))
+    is_noise = cluster == mixture.weight.shape[1]
+    cluster[is_noise] = NOISE_LABEL
     for begin in range(0, n, _BLOCK):
         part = slice(begin, begin + _BLOCK)
-        of = (draw[part], cluster[part])
+        of = (draw[part], np.maximum(cluster[part], 0))
         x[part] = np.linalg.solve(mixture.whitening[of], x[part, :, None])[..., 0]
         x[part] += mixture.mean[of]
+    if is_noise.any():
+        x[is_noise] = _noise_rows(fit, int(is_noise.sum()), rng)
     frame = pd.DataFrame(x, columns=list(mixture.names))
     return (frame, pd.Series(cluster, name="cluster")) if labels else frame
 
@@ -146,7 +153,7 @@ def score(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -181,8 +188,9 @@ def predict_proba(
     Returns
     -------
     DataFrame
-        (n, k), with the index of ``X`` and the columns 0..k-1; every row sums to one. A row however
-        far away has probabilities: those of the components nearest to it, in their own units.
+        (n, k), with the index of ``X`` and the columns 0..k-1, and "noise" if the mixture has such
+        a component; every row sums to one. A row however far away has probabilities: those of the
+        components nearest to it, in their own units.
 
     Raises
     ------
@@ -191,17 +199,20 @@ def predict_proba(
     ArgumentError
         If an argument is wrong, or parameters are not those of a mixture.
     """
-    mixture = _mixture(fit, draws)
+    mixture = mixtures_of(fit, draws)
     x, index = _read(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
-        total = np.zeros((mixture.weight.shape[1], len(rows)))
+        total = np.zeros((mixture.weights.shape[1], len(rows)))
         for parameters in each:
             total += kernel.rows(rows, *parameters, True)[1]
         total /= total.sum(axis=0)
         return total.T
 
-    columns = pd.RangeIndex(mixture.weight.shape[1], name="cluster")
+    k = mixture.weight.shape[1]
+    columns: pd.Index[Any] = pd.RangeIndex(k, name="cluster")
+    if mixture.noise is not None:
+        columns = pd.Index([*range(k), "noise"], name="cluster")
     return pd.DataFrame(_by_pattern(part, x, mixture), index=index, columns=columns)
 
 
@@ -218,8 +229,8 @@ def predict(
     Returns
     -------
     Series
-        (n,) integers, named "cluster", with the index of ``X``; of equally probable components
-        the first.
+        (n,) integers, named "cluster", with the index of ``X``, -1 for noise; of equally probable
+        components the first.
 
     Raises
     ------
@@ -228,6 +239,8 @@ def predict(
     """
     probability = predict_proba(fit, X, draws=draws, missing=missing)
     label = probability.to_numpy().argmax(axis=1)
+    if "noise" in probability:
+        label = np.where(label == probability.shape[1] - 1, NOISE_LABEL, label)
     return pd.Series(label, index=probability.index, name="cluster")
 
 
@@ -240,6 +253,14 @@ class _Mixture:
     covariance: Array
     whitening: Array
     names: tuple[str, ...]
+    noise: tuple[Noise, ...] | None = None  # of every draw
+
+    @property
+    def weights(self) -> Array:
+        """All weights of every draw, that of the noise last: (s, k) or (s, k + 1)."""
+        if self.noise is None:
+            return self.weight
+        return np.column_stack([self.weight, [one.weight for one in self.noise]])
 
     def draws(self, observed: NDArray[np.bool_]) -> Draws:
         """Return log-weight, mean and whitening of every draw, for rows with 0 where missing."""
@@ -251,20 +272,32 @@ class _Mixture:
             mean, covariance = marginal(mean, self.covariance, observed.astype(np.float64))
             flat = covariance.reshape(-1, *covariance.shape[2:])
             whitening = kernel.factorise(flat, False)[0].reshape(covariance.shape)
+        if self.noise is not None:
+            # Rows are complete: `_read` sees to it.
+            wide = (
+                Parameters(*one).widened
+                for one in zip(self.weight, mean, self.covariance, self.noise, strict=True)
+            )
+            return [(one.log_weight, one.mean, one.whitening) for one in wide]
         return list(zip(log_weight, mean, whitening, strict=True))
 
 
-def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
-    """Return checked draws, some or all."""
+def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
+    """Return the checked draws of a fit, some or all; of `Parameters` one."""
     if isinstance(fit, Parameters):
         arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
         _check_shapes(*arrays)
         names = tuple(f"x{f}" for f in range(arrays[1].shape[-1]))
+        noise: tuple[Noise, ...] | None = None if fit.noise is None else (fit.noise,)
     elif "posterior" in getattr(fit, "children", {}):
         group = fit["posterior"].to_dataset()
         ordered = (group[name].transpose("chain", "draw", *DIMS[name]) for name in DIMS)
         arrays = [a.to_numpy().reshape(-1, *a.shape[2:]) for a in ordered]
-        names = names_of(fit)
+        names, region = names_of(fit), region_of(fit)
+        noise = None
+        if region is not None:
+            shares = group[NOISE].transpose("chain", "draw").to_numpy().ravel().tolist()
+            noise = tuple(Noise(share, -region.log_volume) for share in shares)
     else:
         raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
     if draws is not None:
@@ -272,8 +305,18 @@ def _mixture(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixtur
         s = len(arrays[0])
         which = np.linspace(0, s - 1, min(s, wanted)).round().astype(np.intp)
         arrays = [a[which] for a in arrays]
+        noise = None if noise is None else tuple(noise[i] for i in which)
     weight, mean, covariance = (np.ascontiguousarray(a) for a in arrays)
-    return _Mixture(weight, mean, covariance, _whitening(weight, mean, covariance), names)
+    total = weight.sum(axis=1)
+    if noise is not None:
+        total = total + [one.weight for one in noise]
+    whitening = _whitening(weight, mean, covariance, total)
+    return _Mixture(weight, mean, covariance, whitening, names, noise)
+
+
+def _noise_rows(fit: xr.DataTree | Parameters, n: int, rng: np.random.Generator) -> Array:
+    region = region_of(fit) if isinstance(fit, xr.DataTree) else None
+    return (region or Region(0.0)).draw(n, rng)  # of parameters no region is known
 
 
 def _check_shapes(weight: Array, mean: Array, covariance: Array) -> None:
@@ -285,12 +328,12 @@ def _check_shapes(weight: Array, mean: Array, covariance: Array) -> None:
         )
 
 
-def _whitening(weight: Array, mean: Array, covariance: Array) -> Array:
+def _whitening(weight: Array, mean: Array, covariance: Array, total: Array) -> Array:
     """Return the whitening of every covariance, or say which parameters are of no mixture."""
     with np.errstate(invalid="ignore", over="ignore"):
         uneven = np.abs(covariance - np.swapaxes(covariance, 2, 3)).max(axis=(2, 3))
         symmetric = (uneven <= 1e-8 * np.abs(covariance).max(axis=(2, 3))).all(axis=1)
-        summed = np.abs(weight.sum(axis=1) - 1.0) < 1e-6
+        summed = np.abs(total - 1.0) < 1e-6
     whitening, definite = np.empty(covariance.shape), np.empty(len(covariance), dtype=bool)
     for s in range(len(covariance)):
         whitening[s], definite[s] = kernel.factorise(covariance[s], False)
@@ -318,6 +361,10 @@ def _read(
         d = len(mixture.names)
         if values.shape[1] != d:
             raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
+    if mixture.noise is not None and np.isnan(values).any():
+        raise NotYetSupportedError(
+            "missing", "values cannot be integrated over where there is a noise component yet"
+        )
     return np.ascontiguousarray(values), index
 
 

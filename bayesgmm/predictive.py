@@ -2,7 +2,9 @@
 
 Whole matrices come from their Bartlett factors, in which the conjugate prior is independent: the
 logarithms of the diagonal are log-gamma, the rest is normal.  Families that share a volume or a
-shape take these draws apart exactly.
+shape take these draws apart exactly.  For those that share axes or shape but not both (EVE, VVE,
+EEV, VEV) a Gibbs sampler turns the axes in one plane after the other and draws variances given
+them, each from its own conditional distribution.
 
 References
 ----------
@@ -11,6 +13,8 @@ Multivariate Analysis 100, 1989-2001, section 3.2 (LKJ by its Cholesky rows).
 """
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -21,6 +25,7 @@ from bayesgmm.moments import Array
 from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal, Scale
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
+_SWEEPS = 50  # of the Gibbs sampler for axes
 _GRID = 1 << 13  # points of the tabulated densities; their spacing is about 0.01 in a logarithm
 
 
@@ -41,6 +46,8 @@ def _conjugate(prior: PseudoData, family: Covariance, k: int, rng: np.random.Gen
     share = k if family.is_common else 1
     scatter = prior.scatter * share
     dof = prior.count * share - measure_exponent(family, d)
+    if family.is_polar and d > 1:
+        return _polar(dof, scatter, family, k, rng)
     if family.shape == "I":
         # |S|^(-dof/2) exp(-tr/2) with S = v I is an inverse gamma of v.
         copies = 1 if family.volume == "E" else k
@@ -129,6 +136,77 @@ def _log_gammas_of_equal_sum(shape: Array, k: int, rng: np.random.Generator) -> 
             rest -= row[i]
         row[-1] = rest
     return out
+
+
+# --- axes and spectra
+
+
+def _polar(
+    dof: float, scatter: Array, family: Covariance, k: int, rng: np.random.Generator
+) -> Array:
+    """Return prod |S_k|^(-dof/2) exp(-tr/2) of uniform axes and log-spectra, after many sweeps."""
+    d = len(scatter)
+    is_common = family.orientation == "E"
+    axes = np.linalg.qr(rng.normal(size=(1 if is_common else k, d, d)))[0]
+    turned = np.swapaxes(axes, 1, 2) @ scatter @ axes
+    s = np.broadcast_to(np.diagonal(turned, axis1=1, axis2=2), (k, d)) / dof
+    for _ in range(_SWEEPS):
+        for i, j in combinations(range(d), 2):
+            half, off = 0.5 * (turned[:, i, i] - turned[:, j, j]), turned[:, i, j]
+            start, reach = np.arctan2(off, half), np.hypot(half, off)
+            if is_common:  # the variances integrated out
+                middle = 0.5 * (turned[:, i, i] + turned[:, j, j])
+                double = start + _angle(float((reach / middle)[0]), 0.5 * k * dof, rng)
+            else:
+                pull = 0.5 * reach * (1.0 / s[:, j] - 1.0 / s[:, i])
+                double = rng.vonmises(np.where(pull < 0, start + np.pi, start), np.abs(pull))
+            _turn(axes, turned, i, j, 0.5 * double)
+        if not is_common:
+            s = _common_shape(np.diagonal(turned, axis1=1, axis2=2), s, dof, family, rng)
+    if is_common:
+        half = 0.5 * np.diagonal(turned[0])
+        shape = np.full(d, 0.5 * dof)
+        if family.volume == "E":
+            s = half / np.exp(_log_gammas_of_equal_sum(shape, k, rng))
+        else:
+            s = half / rng.gamma(shape, size=(k, d))
+    product = (axes * s[:, None, :]) @ np.swapaxes(axes, 1, 2)
+    return np.asarray(0.5 * (product + np.swapaxes(product, 1, 2)))
+
+
+def _angle(ratio: float, power: float, rng: np.random.Generator) -> float:
+    """Draw an angle with density (1 - ratio^2 cos^2)^-power: by rejection of a beta variable."""
+    square = ratio**2
+    while True:
+        v = rng.beta(0.5, 0.5)
+        if rng.random() < (1.0 - square * v) ** (power - 1.0):
+            sine = np.sqrt(v * (1.0 - square) / (1.0 - square * v))
+            cosine = np.sqrt((1.0 - v) / (1.0 - square * v))
+            return float(np.arctan2(rng.choice([-1, 1]) * sine, rng.choice([-1, 1]) * cosine))
+
+
+def _turn(axes: Array, turned: Array, i: int, j: int, angle: Array) -> None:
+    """Turn axes i and j (m, d, d) by angles (m,), and the scatters seen in them, in place."""
+    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    for matrix in (axes, turned):
+        a, b = matrix[:, :, i].copy(), matrix[:, :, j].copy()
+        matrix[:, :, i], matrix[:, :, j] = c * a + s * b, c * b - s * a
+    a, b = turned[:, i].copy(), turned[:, j].copy()
+    turned[:, i], turned[:, j] = c * a + s * b, c * b - s * a
+
+
+def _common_shape(
+    b: Array, s: Array, dof: float, family: Covariance, rng: np.random.Generator
+) -> Array:
+    """Draw variances (k, d) along own axes, given the scatters b (k, d) along them."""
+    k, d = b.shape
+    if family.volume == "E":
+        common = 0.5 * b.sum(axis=0) / rng.gamma(0.5 * k * dof, size=d)
+        return np.broadcast_to(common, (k, d))
+    shape = s[0]
+    volume = 0.5 * (b / shape).sum(axis=1) / rng.gamma(0.5 * d * dof, size=k)
+    shape = 0.5 * (b / volume[:, None]).sum(axis=0) / rng.gamma(0.5 * k * dof, size=d)
+    return np.asarray(volume[:, None] * shape)
 
 
 # --- separation

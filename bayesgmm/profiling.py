@@ -52,8 +52,8 @@ def profile(
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, converged, with all parameters free. For a MAP fit, all is said of the
-        posterior density in place of the likelihood.
+        By `fit_em`, converged, with soft assignment. What it holds fixed stays so. For a MAP fit,
+        all is said of the posterior density in place of the likelihood.
     parameter : str or callable
         A label of `summary` or of `derived`, as ``"mean[0, waiting]"``, ``"weight[0]"``,
         ``"covariance[1, a, b]"``, ``"sd[1, a]"``, ``"correlation[0, a, b]"``; or a smooth function
@@ -77,7 +77,8 @@ def profile(
     Raises
     ------
     ArgumentError
-        If an argument is wrong or names nothing, or the function returns no finite number.
+        If an argument is wrong or names nothing, or what is fixed, or the function returns no
+        finite number.
     NumericalError
         If the fit is no strict maximum of the likelihood.
 
@@ -103,6 +104,10 @@ def _asked(estimate: Estimate, parameter: Any, scale: str) -> Quantities:
             raise ArgumentError("parameter", f"returns {len(found.labels)} numbers, not one")
         return found
     rows = parameter_rows(tree.spec_of(estimate.fit), data.names)
+    still = estimate.held.still if estimate.held else {}
+    for row in rows:
+        if row.label == parameter and row.variable in still and still[row.variable][row.at]:
+            raise ArgumentError("parameter", f"{parameter} is fixed in this fit: it has no profile")
     return quantities.together([quantities.named(parameter, rows, data)])
 
 
@@ -235,7 +240,8 @@ def _dataset(
     objective = np.array([p.objective for p in points])
     root = np.sign(y - top.y) * np.sqrt(np.maximum(2.0 * (top.objective - objective), 0.0))
     each = [data.to_data_units(p.parameters) for p in points]
-    curve = {n: np.stack([getattr(p, n) for p in each]) for n in tree.DIMS}
+    arrays = [tree.arrays(p) for p in each]
+    curve = {n: np.stack([one[n] for one in arrays]) for n in arrays[0]}
     half = float(ndtri(0.5 + 0.5 * ci_prob)) / np.sqrt(top.curvature)
     ends = {"estimate": top.y, "lower": lower.bound, "upper": upper.bound}
     ends |= {"wald_lower": top.y - half, "wald_upper": top.y + half}

@@ -22,6 +22,7 @@ from bayesgmm import kernel
 from bayesgmm.coordinates import Chart
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
+from bayesgmm.fixed import Part
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.rows import Row, printable
 
@@ -70,8 +71,8 @@ class Quantities:
         pairs = zip(self.scales, columns, strict=True)
         return np.stack([SCALES[scale][which](column) for scale, column in pairs], axis=-1)
 
-    def slope(self, chart: Chart) -> Array:
-        """Return (m, p): derivatives on the scales by a family's coordinates, at their origin.
+    def slope(self, chart: Chart | Part) -> Array:
+        """Return (m, p): derivatives on the scales by coordinates, at their origin.
 
         By central differences of fourth order, along directions that stay within the family.
         """
@@ -155,17 +156,20 @@ def named(label: str, rows: Sequence[Row], data: Data) -> Quantity:
     raise ArgumentError("parameter", f"{label!r} is none of {known}")
 
 
-def at_points(points: Array, names: Sequence[str], k: int, data: Data) -> Quantities:
+def at_points(points: Array, names: Sequence[str], about: Parameters, data: Data) -> Quantities:
     """Return the density at points (m, d), in data units, and its responsibilities there."""
     x = np.ascontiguousarray((points - data.center) / data.scale)
     labels = [f"density[{name}]" for name in names]
-    labels += [f"responsibility[{j}, {name}]" for name in names for j in range(k) if k > 1]
+    components = [*map(str, range(about.k)), *(["noise"] if about.noise else [])]
+    k = len(components)
+    labels += [f"responsibility[{j}, {name}]" for name in names for j in components if k > 1]
     m = len(points)
     scales = ("log",) * m + ("logit",) * (len(labels) - m)
     gain = np.ones(len(labels))
     gain[:m] = 1.0 / np.prod(data.scale)
 
     def on_scale(p: Parameters) -> Array:
+        p = p.widened
         joint = np.stack(
             [
                 kernel.rows(
@@ -245,7 +249,8 @@ def _labels(function: Callable[..., Any], first: Any, size: int) -> tuple[str, .
 
 def _entry(variable: str, at: tuple[int, ...], scale: str) -> Callable[[Parameters], float]:
     if scale == "logit":  # from the other weights: 1 - w has no digits where w is near 1
-        return lambda p: float(np.log(p.weight[at] / np.delete(p.weight, at).sum()))
+        j = at[0] if at else -1  # the noise's is last
+        return lambda p: float(np.log(p.weights[j] / np.delete(p.weights, j).sum()))
     if scale == "log":
         return lambda p: float(np.log(p.covariance[at]))
     return lambda p: float(getattr(p, variable)[at])

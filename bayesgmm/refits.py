@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from bayesgmm import labels, tree
 from bayesgmm.checks import Check, Limit
 from bayesgmm.data import Data
 from bayesgmm.em import Run, run
-from bayesgmm.errors import NotYetSupportedError, NumericalError
-from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Array, Parameters
-from bayesgmm.replicates import climb, data_of, prior_of
-from bayesgmm.resolved import PseudoData
+from bayesgmm.errors import NumericalError
+from bayesgmm.estimate import Estimate
+from bayesgmm.moments import Array
+from bayesgmm.noise import SHARE, with_noise
+from bayesgmm.replicates import climb
+from bayesgmm.search import in_order, kinds
 from bayesgmm.start import Start, starts
 from bayesgmm.verdict import AMBIGUOUS_LABELS
 
@@ -27,49 +26,6 @@ HIGHER = 1e-3  # by so much in log-likelihood is another optimum higher
 FAILED = Limit(0.01, 0.1)  # share of replicates without an optimum
 ELSEWHERE = Limit(0.05, 1.0)  # share of replicates with a higher optimum
 LEAST = 50  # replicates for standard errors within a tenth
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What every replicate needs.
-
-    Parameters
-    ----------
-    fit : DataTree
-    spec : GaussianMixture
-    data : Data
-    estimate : Parameters
-        In anchored units.
-    prior : PseudoData or None
-        Of a MAP fit; the same for all replicates.
-    """
-
-    fit: xr.DataTree
-    spec: GaussianMixture
-    data: Data
-    estimate: Parameters
-    prior: PseudoData | None
-
-
-def task_of(fit: Any) -> Task:
-    """Return what replicates of a fit need.
-
-    Raises
-    ------
-    ArgumentError
-        If it is no fit by EM, or has many draws.
-    NotYetSupportedError
-        If some of its parameters were fixed, or its rows were assigned to one component each.
-    """
-    data, spec = data_of(fit), tree.spec_of(fit)
-    estimate = data.to_anchored(tree.point(fit))
-    is_hard = fit.attrs.get("assignment", "soft") == "hard"
-    if is_hard or int(fit["criteria"]["n_params"].item()) != spec.n_parameters(data.d):
-        raise NotYetSupportedError(
-            "fit", "has fixed parameters or hard assignment, which replicates do not have yet"
-        )
-    prior = prior_of(spec, data) if fit.attrs["estimate"] == "map" else None
-    return Task(fit, spec, data, estimate, prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +60,7 @@ def _has_optimum(found: Run) -> bool:
 
 
 def refit(
-    task: Task,
+    estimate: Estimate,
     number: int,
     data: Data,
     *,
@@ -119,7 +75,8 @@ def refit(
 
     Parameters
     ----------
-    task : Task
+    estimate : Estimate
+        What is fixed in it stays so, and what is known of its rows' components holds.
     number : int
     data : Data
         The replicate.
@@ -139,15 +96,27 @@ def refit(
     Refit or None
         None if it was interrupted.
     """
-    family, k = task.spec.covariance, task.spec.n_components
-    begins = [Start("estimate", task.estimate)]
-    # Where labels are known, other starts would have to be told of them.
-    is_open = k > 1 and not len(data.probability)
-    if rng is not None and is_open and methods and len(np.unique(data.x, axis=0)) >= k:
-        begins += starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
+    family, k, held = estimate.family, estimate.parameters.k, estimate.held
+    begins = [Start("estimate", estimate.parameters)]
+    if rng is not None and k > 1 and methods and len(np.unique(data.x, axis=0)) >= k:
+        more = starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
+        noise = estimate.parameters.noise and replace(estimate.parameters.noise, weight=SHARE)
+        begins += [
+            replace(one, parameters=with_noise(one.parameters, noise))
+            for one in in_order(more, data, family, held)
+        ]
     runs = []
     for begin in begins:
-        found = climb(data, family, begin, prior=task.prior, tol=tol, threads=threads, stop=stop)
+        found = climb(
+            data,
+            family,
+            begin,
+            prior=estimate.prior,
+            fixed=held,
+            tol=tol,
+            threads=threads,
+            stop=stop,
+        )
         if found.reason == "interrupted":
             return None
         runs.append(found)
@@ -155,11 +124,11 @@ def refit(
     is_first_good = _has_optimum(first)
     if is_first_good:
         others = [r for r in others if r.objective > first.objective + HIGHER]
-    chosen = max(others, key=lambda r: r.objective) if takes_higher and others else first
+    chosen = max(others, key=lambda r: r.height) if takes_higher and others else first
     loglik = float("nan")
     if _has_optimum(chosen):
         here = Start("replicate", chosen.parameters)
-        loglik = run(task.data, family, here, max_iter=0, threads=threads).objective
+        loglik = run(estimate.data, family, here, max_iter=0, threads=threads).objective
     is_known = is_first_good and len(runs) > 1
     return Refit(number, chosen, loglik, bool(others) if is_known else None)
 
@@ -186,13 +155,21 @@ def with_optimum(found: Sequence[Refit], wanted: int) -> list[Refit]:
     )
 
 
-def aligned(task: Task, usable: Sequence[Refit]) -> tuple[dict[str, Array], labels.Labels, Array]:
-    """Return estimates (s, ...) in data units with the labels of the fit's, labels and margins."""
-    raw = {n: np.stack([getattr(r.run.parameters, n) for r in usable]) for n in tree.DIMS}
-    found = labels.align(raw["weight"], raw["mean"], raw["covariance"], task.estimate)
-    ordered = {n: labels.apply(found.permutation, v) for n, v in raw.items()}
-    natural = task.data.to_data_units(Parameters(**ordered))
-    return {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
+def aligned(
+    estimate: Estimate, usable: Sequence[Refit]
+) -> tuple[dict[str, Array], labels.Labels, Array]:
+    """Return estimates (s, ...) in data units with the labels of the fit's, labels and margins.
+
+    Components are told apart by what is known of them where something is.
+    """
+    each = [tree.arrays(r.run.parameters) for r in usable]
+    raw = {n: np.stack([one[n] for one in each]) for n in each[0]}
+    known = kinds(estimate.data, estimate.held)
+    pivot = estimate.parameters
+    found = labels.align(raw["weight"], raw["mean"], raw["covariance"], pivot, known)
+    ordered = {n: labels.apply(found.permutation, raw[n]) for n in tree.DIMS}
+    natural = estimate.data.to_data_units(tree.components(ordered))
+    return raw | {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
 
 
 def ambiguous_share(margin: Array) -> float:

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -31,10 +32,11 @@ import xarray as xr
 from bayesgmm.data import Data, read_for
 from bayesgmm.em import UNUSABLE, Run, run
 from bayesgmm.errors import ArgumentError, DataWarning
-from bayesgmm.groups import NO_LABELS
+from bayesgmm.fixed import Fixed
 from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import UNWEIGHTED, Array, Parameters
+from bayesgmm.noise import Region
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
@@ -57,6 +59,10 @@ def data_of(fit: Any) -> Data:
     """
     if not isinstance(fit, xr.DataTree) or fit.attrs.get("engine") != "em":
         raise ArgumentError("fit", "must be a fit by fit_em")
+    if not {"observed_data", "constant_data", "criteria"} <= set(fit.children):
+        raise ArgumentError(
+            "fit", "must be a whole fit by fit_em, not a part of one or its replicates"
+        )
     refuse_unresolved(point(fit).covariance)
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
@@ -122,21 +128,49 @@ def without(data: Data, row: int) -> Data:
     return _reweighted(data, weight)
 
 
-def simulated(data: Data, rng: np.random.Generator, parameters: Parameters) -> Data:
+def simulated(
+    data: Data, rng: np.random.Generator, parameters: Parameters, region: Region | None = None
+) -> Data:
     """Draw as many rows as there are observations from a mixture in anchored units.
 
-    Cells are missing as they are in the data, whatever their values.
+    A noise component is in a region that is given in units of the data.
+
+    Cells are missing as they are in the data, whatever their values.  What is known of the rows'
+    components is known of the new rows, which are drawn given that.
     """
     n = max(round(data.total_weight), 1)
-    count = rng.multinomial(n, parameters.weight / parameters.weight.sum())
-    noise = np.split(rng.standard_normal((n, parameters.d)), np.cumsum(count)[:-1])
-    each = zip(parameters.mean, noise, parameters.factor, strict=True)
+    if len(data.probability):
+        return _simulated_as_known(data, rng, parameters, n)
+    weights = parameters.weights
+    count = rng.multinomial(n, weights / weights.sum())[: parameters.k]
+    normal = np.split(rng.standard_normal((int(count.sum()), parameters.d)), np.cumsum(count)[:-1])
+    each = zip(parameters.mean, normal, parameters.factor, strict=True)
     x = np.concatenate([mean + z @ factor.T for mean, z, factor in each])
+    if region is not None and len(x) < n:
+        x = np.concatenate([x, data.anchored(region.draw(n - len(x), rng))])
     if not data.is_complete:
         share = frequency(data) / data.total_weight
         like = rng.permutation(n) if n == data.n else rng.choice(data.n, n, p=share)
         x[np.isnan(data.x[like])] = np.nan
-    return replace(data, x=x, weight=UNWEIGHTED, probability=NO_LABELS)
+    return replace(data, x=x, weight=UNWEIGHTED)
+
+
+def _simulated_as_known(
+    data: Data, rng: np.random.Generator, parameters: Parameters, n: int
+) -> Data:
+    weight = frequency(data)
+    if (weight == np.round(weight)).all():
+        like = np.repeat(np.arange(data.n), weight.astype(np.intp))
+    else:
+        like = rng.choice(data.n, n, p=weight / weight.sum())
+    known = data.probability[like]
+    with np.errstate(divide="ignore"):
+        log_share = np.log(known) + parameters.log_weight
+    cluster = np.argmax(log_share + rng.gumbel(size=log_share.shape), axis=1)
+    noise = rng.standard_normal((len(like), parameters.d))
+    x = parameters.mean[cluster] + (parameters.factor[cluster] @ noise[:, :, None])[:, :, 0]
+    x[np.isnan(data.x[like])] = np.nan
+    return replace(data, x=x, weight=UNWEIGHTED, probability=known)
 
 
 # The same work on each
@@ -148,15 +182,18 @@ def climb(
     start: Start | Run,
     *,
     prior: PseudoData | None = None,
+    fixed: Fixed | None = None,
     tol: float,
     threads: int | None = None,
     stop: Event | None = None,
 ) -> Run:
     """Run EM to its end, without acceleration where that led to a singularity."""
-    found = run(data, family, start, prior=prior, tol=tol, threads=threads, stop=stop)
+    go = partial(
+        run, data, family, start, prior=prior, fixed=fixed, tol=tol, threads=threads, stop=stop
+    )
+    found = go()
     if found.reason in UNUSABLE:
-        plain = {"prior": prior, "tol": tol, "threads": threads, "stop": stop}
-        found = run(data, family, start, acceleration=None, **plain)  # type: ignore[arg-type]
+        found = go(acceleration=None)
     return found
 
 

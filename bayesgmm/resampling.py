@@ -35,19 +35,18 @@ from bayesgmm import tree
 from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import Verdict, warn
 from bayesgmm.data import Data
-from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError
+from bayesgmm.errors import ArgumentError, FitWarning
+from bayesgmm.estimate import Estimate, moving
 from bayesgmm.fit import seed_of
 from bayesgmm.labels import AMBIGUOUS, Labels
 from bayesgmm.moments import Array
 from bayesgmm.multistart import workers
 from bayesgmm.refits import (
     Refit,
-    Task,
     aligned,
     ambiguous_share,
     checks,
     refit,
-    task_of,
     with_optimum,
 )
 from bayesgmm.replicates import (
@@ -86,12 +85,13 @@ def bootstrap(
     Parameters
     ----------
     fit : DataTree
-        By `fit_em`, which holds its data and weights; of a MAP fit, the same prior acts on all
-        replicates.
+        By `fit_em`, which holds its data and weights. What acts on it acts on all replicates: the
+        prior of a MAP fit, what is fixed, what is known of the rows' components.
     kind : {"nonparametric", "parametric", "weighted"}
         Observations drawn with replacement; rows drawn from the fitted mixture, which takes the
-        model to be true; or Dirichlet weights, under which no row is ever absent (the weighted
-        likelihood bootstrap). See `bayesgmm.replicates`.
+        model to be true (cells are missing and labels known as they are in the data); or Dirichlet
+        weights, under which no row is ever absent (the weighted likelihood bootstrap). See
+        `bayesgmm.replicates`.
     draws : int
         Number of replicates. A standard error from B draws has itself an error of about
         :math:`1 / \sqrt{2B}`; 999 are usual for intervals.
@@ -117,9 +117,8 @@ def bootstrap(
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM, or an argument is wrong.
-    NotYetSupportedError
-        If parameters were fixed, rows assigned to one component each, or labels known (parametric).
+        If ``fit`` is no fit by EM with something free, or one with hard assignment (its estimates
+        are biased, and so would be their replicates); or an argument is wrong.
     NumericalError
         If fewer than two replicates have a usable optimum.
 
@@ -140,26 +139,23 @@ def bootstrap(
     whole_number("restarts", restarts, least=0)
     if threads is not None:
         whole_number("threads", threads, least=1)
-    seed, task = seed_of(random_seed), task_of(fit)
+    seed, estimate = seed_of(random_seed), moving(fit)
     make: dict[str, Callable[[Data, np.random.Generator], Data]] = {
         "nonparametric": resampled,
         "weighted": reweighted,
-        "parametric": partial(simulated, parameters=task.estimate),
+        "parametric": partial(
+            simulated, parameters=estimate.parameters, region=tree.region_of(fit)
+        ),
     }
-    if kind == "parametric" and len(task.data.probability):
-        raise NotYetSupportedError(
-            "kind",
-            "'parametric' does not know which rows' components would be known; use another kind",
-        )
     rngs = generators(np.random.SeedSequence(seed), draws)
     further = ("ellipsoids", *repeat("random", restarts - 1))
 
     def one(i: int, stop: Event) -> Refit | None:
         rng = rngs[i]
         return refit(
-            task,
+            estimate,
             i,
-            make[kind](task.data, rng),
+            make[kind](estimate.data, rng),
             tol=TOL,
             methods=further if restarts or i < AUDITED else (),
             takes_higher=restarts > 0,
@@ -168,9 +164,9 @@ def bootstrap(
             stop=stop,
         )
 
-    found = _all(one, draws, task, threads, kind, progressbar)
+    found = _all(one, draws, estimate, threads, kind, progressbar)
     usable = with_optimum(found, draws)
-    boot = _tree(task, found, usable)
+    boot = _tree(estimate, found, usable)
     margin = boot["labels"]["margin"].to_numpy().ravel()
     verdict = Verdict(tuple(checks(found, margin, wanted=draws, takes_higher=restarts > 0)))
     boot.attrs |= {
@@ -181,6 +177,8 @@ def bootstrap(
         "draws": "independent",
         "of": fit.attrs["estimate"],
         "spec": fit.attrs["spec"],
+        "noise": fit.attrs.get("noise", ""),
+        "fixed": fit.attrs.get("fixed", ""),
         "fingerprint": fit.attrs["fingerprint"],
         "stop_reason": "completed" if len(found) == draws else "interrupted",
         "random_seed": seed,
@@ -228,7 +226,7 @@ def jackknife(
     Raises
     ------
     ArgumentError
-        If ``fit`` is no fit by EM, or its weights are no whole numbers.
+        As `bootstrap`, or if the fit's weights are no whole numbers.
     NumericalError
         If fewer than two replicates have a usable optimum.
 
@@ -243,8 +241,8 @@ def jackknife(
     """
     if threads is not None:
         whole_number("threads", threads, least=1)
-    task = task_of(fit)
-    weight = frequency(task.data)
+    estimate = moving(fit)
+    weight = frequency(estimate.data)
     if (weight != np.round(weight)).any():
         raise ArgumentError(
             "fit",
@@ -256,14 +254,14 @@ def jackknife(
     tol = TOL / np.sqrt(total)
 
     def one(i: int, stop: Event) -> Refit | None:
-        data = without(task.data, int(rows[i]))
-        return refit(task, int(rows[i]), data, tol=tol, threads=threads, stop=stop)
+        data = without(estimate.data, int(rows[i]))
+        return refit(estimate, int(rows[i]), data, tol=tol, threads=threads, stop=stop)
 
-    found = _all(one, len(rows), task, threads, "jackknife", progressbar)
+    found = _all(one, len(rows), estimate, threads, "jackknife", progressbar)
     if len(found) < len(rows):  # a part of the rows is no jackknife
         raise KeyboardInterrupt
     usable = with_optimum(found, len(rows))
-    value, _, margin = aligned(task, usable)
+    value, _, margin = aligned(estimate, usable)
     verdict = Verdict(tuple(checks(found, margin, wanted=len(rows))))
     kept = np.array([r.number for r in usable])
     note = verdict.troubles[0].evidence if verdict.status == "fail" else ""
@@ -271,10 +269,11 @@ def jackknife(
     for name, v in value.items():
         apart = v - np.average(v, axis=0, weights=weight[kept])
         square = (total - 1.0) * np.average(apart**2, axis=0, weights=weight[kept])
+        square = np.where(np.ptp(v, axis=0) == 0.0, 0.0, square)  # exactly, where nothing moves
         errors[name] = np.full_like(square, np.nan) if note else np.sqrt(square)
-    group = tree.dataset(errors, task.data.names)
+    group = tree.dataset(errors, estimate.data.names)
     group.attrs |= {"method": "jackknife", "note": note}
-    left_out = tree.dataset(value, task.data.names, ("row",)).assign_coords(row=kept)
+    left_out = tree.dataset(value, estimate.data.names, ("row",)).assign_coords(row=kept)
     left_out = left_out.assign(margin=("row", margin)).reindex(row=rows)
     reason = np.array([r.run.reason for r in found])
     jack = fit.copy()
@@ -313,7 +312,9 @@ def standard_errors(boot: xr.DataTree) -> xr.Dataset:
         can still be used.
     """
     draws = _labelled(boot)
-    found = draws.std(("chain", "draw"), ddof=1)
+    both = ("chain", "draw")
+    moves = draws.max(both) > draws.min(both)  # what is fixed has an error of exactly 0
+    found = draws.std(both, ddof=1).where(moves, 0.0)
     found.attrs = {"method": str(boot.attrs["estimate"]), "note": ""}
     return found
 
@@ -362,26 +363,28 @@ def _labelled(boot: Any) -> xr.Dataset:
             "single one have no errors. Use what has no labels (label_free, score), or fit fewer "
             "components",
         )
-    return boot["posterior"].to_dataset()[list(tree.DIMS)]
+    return boot["posterior"].to_dataset()[list(tree.dims_of(boot))]
 
 
 def _all(
     one: Callable[[int, Event], Refit | None],
     n: int,
-    task: Task,
+    estimate: Estimate,
     threads: int | None,
     description: str,
     progressbar: bool | None,
 ) -> list[Refit]:
-    n_workers = workers(task.data.n, task.data.d, task.estimate.k, n, threads)
+    n_workers = workers(estimate.data.n, estimate.data.d, estimate.parameters.k, n, threads)
     return each(one, n, n_workers=n_workers, description=description, progressbar=progressbar)
 
 
-def _tree(task: Task, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.DataTree:
+def _tree(estimate: Estimate, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.DataTree:
     """Return the replicates with an optimum as draws, and how all of them ended."""
-    value, permutation, margin = aligned(task, usable)
-    both, shift = ("chain", "draw"), task.data.log_jacobian
+    value, permutation, margin = aligned(estimate, usable)
+    both, shift = ("chain", "draw"), estimate.data.log_jacobian
     draws = {n: v[None] for n, v in value.items()}
+    shown = {n: draws[n] for n in tree.DIMS}
+    shown["weight"] = shown["weight"] / shown["weight"].sum(axis=-1, keepdims=True)  # no noise
     index = {"chain": [0], "draw": np.arange(len(usable))}
 
     def by_draw(values: Any) -> tuple[tuple[str, str], Array]:
@@ -390,14 +393,14 @@ def _tree(task: Task, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.Dat
     loglik = by_draw(np.array([r.loglik for r in usable]) + shift)
     free = {
         name: ((*both, *(f"{name}_dim{i}" for i in range(v.ndim - 2))), v)
-        for name, v in label_free(**draws).items()
+        for name, v in label_free(**shown).items()
     }
     known: Labels = permutation[None]
     groups = {
-        "posterior": tree.dataset(draws, task.data.names, both),
+        "posterior": tree.dataset(draws, estimate.data.names, both),
         "labels": xr.Dataset(
             {"permutation": ((*both, "cluster"), known), "margin": by_draw(margin)},
-            coords=index | {"cluster": np.arange(task.estimate.k)},
+            coords=index | {"cluster": np.arange(estimate.parameters.k)},
         ),
         "label_free": xr.Dataset(free | {"loglik": loglik}, coords=index),
         "sample_stats": xr.Dataset(
@@ -421,7 +424,7 @@ def _tree(task: Task, found: Sequence[Refit], usable: Sequence[Refit]) -> xr.Dat
             },
             coords={"replicate": [r.number for r in found]},
         ),
-        "observed_data": task.fit["observed_data"].to_dataset(),
-        "constant_data": task.fit["constant_data"].to_dataset(),
+        "observed_data": estimate.fit["observed_data"].to_dataset(),
+        "constant_data": estimate.fit["constant_data"].to_dataset(),
     }
     return xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})

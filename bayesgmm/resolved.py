@@ -172,12 +172,13 @@ def pseudo_moments(prior: PseudoData, about: Parameters) -> Moments:
     logdet = np.log(np.diagonal(w, axis1=1, axis2=2)).sum(axis=1)
     log_density = count * logdet.sum() - 0.5 * np.trace(second, axis1=1, axis2=2).sum()
     pull = prior.concentration - 1.0
-    if pull:
-        log_density += pull * about.log_weight.sum()
+    if pull:  # the Dirichlet distribution is one of all weights, that of the noise included
+        with np.errstate(divide="ignore"):
+            log_density += pull * np.log(about.weights).sum()
     ones = np.ones(about.k)
     return Moments(
         float(log_density),
-        pull * ones,
+        np.full(len(about.weights), pull),
         prior.shrinkage * ones,
         count * ones,
         prior.shrinkage * offset,
@@ -209,6 +210,13 @@ def separation(prior: SeparationPrior, family: Covariance, *, mean: Array, sd: A
         number per feature is given where the family has one scale.
     """
     d = len(mean)
+    if family.is_polar:
+        raise ArgumentError(
+            "prior",
+            f"{family} shares axes but no shape, or shape but no axes, so that its standard "
+            "deviations and correlations cannot be taken apart; use a conjugate prior, or EEE, "
+            "VEE, EVV or VVV",
+        )
     partly_shared = {family.volume, family.shape} == {"E", "V"}
     if partly_shared and not isinstance(prior.scale, LogNormal):
         raise ArgumentError(

@@ -74,7 +74,9 @@ def result(
     shift = data.log_jacobian
     groups: dict[str, xr.Dataset] = {
         "posterior": tree.dataset(
-            {n: getattr(natural, n)[None, None] for n in tree.DIMS}, data.names, ("chain", "draw")
+            {n: v[None, None] for n, v in tree.arrays(natural).items()},
+            data.names,
+            ("chain", "draw"),
         ),
         "sample_stats": xr.Dataset(
             {
@@ -107,9 +109,11 @@ def result(
         groups["standard_error"] = _standard_errors(errors, data, order)
     if keep_responsibilities:
         groups["responsibilities"] = xr.Dataset(
-            {"responsibility": (("obs", "cluster"), r)},
+            {"responsibility": (("obs", "cluster"), r[:, : parameters.k])},
             coords={"obs": index, "cluster": np.arange(parameters.k)},
         )
+        if parameters.noise is not None:
+            groups["responsibilities"]["noise"] = ("obs", r[:, -1])
     fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
     fit.attrs |= {
         "engine": "em",
@@ -168,7 +172,8 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
 
 def _rivals_table(rivals: Sequence[Rival], names: Sequence[str]) -> xr.Dataset:
     """Parameters of the other optima, each by the start that led to it."""
-    values = {n: np.stack([getattr(r.parameters, n) for r in rivals]) for n in tree.DIMS}
+    each = [tree.arrays(r.parameters) for r in rivals]
+    values = {n: np.stack([one[n] for one in each]) for n in each[0]}
     found = tree.dataset(values, names, ("start",))
     found["objective"] = ("start", np.array([r.objective for r in rivals]))
     return found.assign_coords(start=[r.starts[0] for r in rivals])
@@ -177,13 +182,11 @@ def _rivals_table(rivals: Sequence[Rival], names: Sequence[str]) -> xr.Dataset:
 def _standard_errors(errors: Uncertainty, data: Data, order: Order) -> xr.Dataset:
     errors = replace(errors, natural=by_column(errors.natural, data, len(order)))
     se = errors.standard_errors().take(order)
-    found = tree.dataset(
-        {
-            "weight": se.weight,
-            "mean": se.mean * data.scale,
-            "covariance": se.covariance * np.outer(data.scale, data.scale),
-        },
-        data.names,
+    natural = replace(
+        se,
+        mean=se.mean * data.scale,
+        covariance=se.covariance * np.outer(data.scale, data.scale),
     )
+    found = tree.dataset(tree.arrays(natural), data.names)
     found.attrs |= {"method": METHODS[errors.kind], "note": errors.note(order)}
     return found

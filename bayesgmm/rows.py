@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import arviz as az
 import numpy as np
@@ -13,7 +14,8 @@ from scipy.special import ndtri
 from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
-from bayesgmm.tree import DIMS, names_of, spec_of
+from bayesgmm.noise import NOISE
+from bayesgmm.tree import dims_of, names_of, spec_of, whole
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Row:
 
     label: str
     variable: str
-    cluster: int  # -1 where all components share it
+    cluster: int  # -1 where all components share it, or none has it
     feature: str
     feature_bis: str
     at: tuple[int, ...]
@@ -30,6 +32,8 @@ class Row:
     @property
     def kind(self) -> str:
         """The variable, or "variance" for an element of a covariance's diagonal."""
+        if self.variable == NOISE:
+            return "weight"
         diagonal = self.variable == "covariance" and self.at[1] == self.at[2]
         return "variance" if diagonal else self.variable
 
@@ -37,9 +41,10 @@ class Row:
 def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
     """Return the parameters of a specification, in the order of every table.
 
-    Weights (none for one component), means, and the lower triangles of the covariances without
-    what the family makes equal: a diagonal family has variances only, a spherical one a single
-    variance per component (without feature names), a common covariance is listed once.
+    Weights (none for a single component), that of the noise, means, and the lower triangles of the
+    covariances without what the family makes equal: a diagonal family has variances only, a
+    spherical one a single variance per component (without feature names), a common covariance is
+    listed once.
 
     Parameters
     ----------
@@ -54,6 +59,8 @@ def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
     k, family = spec.n_components, spec.covariance
     shown = [printable(name) for name in names]
     rows = [Row(f"weight[{j}]", "weight", j, "", "", (j,)) for j in range(k) if k > 1]
+    if spec.has_noise:
+        rows.append(Row(NOISE, NOISE, -1, "", "", ()))
     for j in range(k):
         for f, name in enumerate(names):
             rows.append(Row(f"mean[{j}, {shown[f]}]", "mean", j, name, "", (j, f)))
@@ -89,9 +96,10 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
     Raises
     ------
     ArgumentError
-        If ``ci_prob`` is not between 0 and 1.
+        If ``fit`` is no fit, or ``ci_prob`` not between 0 and 1.
     """
     check_prob(ci_prob)
+    whole("fit", fit)
     rows = parameter_rows(spec_of(fit), names_of(fit))
     level = f"{100 * ci_prob:g}"
     if has_draws(fit):
@@ -138,20 +146,20 @@ def printable(name: str) -> str:
 
 
 def take(arrays: dict[str, Array], rows: list[Row]) -> Array:
-    """Return the rows' values, (..., parameter), from weight (..., k), mean and covariance."""
-    lead = arrays["weight"].shape[:-1]
+    """Return the rows' values, (..., parameter), from arrays (..., k), (..., k, d), ... by name."""
     columns = []
     for row in rows:
         array = arrays[row.variable]
-        flat = array.reshape(*lead, -1)
-        columns.append(flat[..., np.ravel_multi_index(row.at, array.shape[len(lead) :])])
+        index: tuple[Any, ...] = (..., *row.at)
+        columns.append(array[index])
     return np.stack(columns, axis=-1)
 
 
 def draws_of(fit: xr.DataTree) -> dict[str, Array]:
-    """Return weight, mean and covariance with leading dimensions (chain, draw)."""
+    """Return the parameters by name, with leading dimensions (chain, draw)."""
     group = fit["posterior"].to_dataset()
-    return {name: group[name].transpose("chain", "draw", *DIMS[name]).to_numpy() for name in DIMS}
+    dims = dims_of(fit)
+    return {name: group[name].transpose("chain", "draw", *dims[name]).to_numpy() for name in dims}
 
 
 def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:
@@ -160,10 +168,10 @@ def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:
 
 
 def standard_errors(fit: xr.DataTree) -> dict[str, Array]:
-    """Return the standard errors of weight, mean and covariance, NaN where there are none."""
+    """Return the standard errors of the parameters by name, NaN where there are none."""
     if "standard_error" in fit.children:
-        group = fit["standard_error"].to_dataset()
-        return {name: group[name].transpose(*DIMS[name]).to_numpy() for name in DIMS}
+        group, dims = fit["standard_error"].to_dataset(), dims_of(fit)
+        return {name: group[name].transpose(*dims[name]).to_numpy() for name in dims}
     return {name: np.full(a.shape[2:], np.nan) for name, a in draws_of(fit).items()}
 
 
@@ -179,6 +187,16 @@ def wald_interval(estimate: Array, se: Array, ci_prob: float) -> tuple[Array, Ar
     """Return estimate -/+ the normal quantile times the standard error."""
     half = ndtri(0.5 + 0.5 * ci_prob) * se
     return estimate - half, estimate + half
+
+
+def interval_overlap(lower: Array, upper: Array, other_lower: Array, other_upper: Array) -> Array:
+    """Return length of intersection / length of union: 1 for equal intervals, 0 for disjoint."""
+    common = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
+    common = np.maximum(common, 0.0)
+    union = (upper - lower) + (other_upper - other_lower) - common
+    equal = (lower == other_lower) & (upper == other_upper)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(equal, 1.0, common / union)
 
 
 def summarise_draws(draws: Array, ci_prob: float, independent: bool = False) -> dict[str, Array]:

@@ -27,11 +27,13 @@ import xarray as xr
 
 from bayesgmm import tree
 from bayesgmm.arguments import whole_number
+from bayesgmm.cells import Missing
 from bayesgmm.checks import Verdict, warn
 from bayesgmm.covariance import FAMILIES, ONE_DIMENSIONAL, Covariance
 from bayesgmm.data import read
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, DataError, FitWarning, NumericalError
 from bayesgmm.fit import fit_em, seed_of
+from bayesgmm.fixed import is_for_any_size, read_fixed
 from bayesgmm.mixing import refuse_unresolved
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moves import splits
@@ -107,8 +109,12 @@ def select(
     covariance: str | Covariance | Iterable[str | Covariance] = "all",
     criterion: Criterion = "bic",
     prior: Any = "conjugate",
+    noise: Any = False,
     sample_weight: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     columns: Any = None,
+    missing: Missing = "error",
+    labels: Any = None,
     n_starts: int = 40,
     cores: int = 1,
     threads: int | None = None,
@@ -130,8 +136,15 @@ def select(
         By which the table is sorted and ``best`` is chosen.
     prior : optional
         Of the specifications, for what is done with the fits later; it does not act here.
-    sample_weight, columns, n_starts, threads : optional
+    noise : bool or float
+        Whether all of them have a noise component; see `GaussianMixture`.
+    sample_weight, columns, missing, n_starts, threads : optional
         As in `fit_em`.
+    fixed : mapping, optional
+        As in `fit_em`: ``{"weight": "equal"}`` for any numbers of components, arrays for one.
+    labels : (n,) or (n, k), optional
+        As in `fit_em`: integers for numbers of components above the largest label, probabilities
+        for one number.
     cores : int
         Processes, which take one number of components at a time; each needs some seconds to begin.
         The result does not depend on it.
@@ -159,21 +172,24 @@ def select(
     """
     _known(criterion)
     whole_number("cores", cores, least=1)
-    d = read(X, sample_weight=sample_weight, columns=columns).d
+    about: dict[str, Any] = {"sample_weight": sample_weight, "columns": columns, "missing": missing}
+    d = read(X, **about).d
     families, sizes = _families(covariance, d), _sizes(n_components)
+    _check_labels(labels, sizes)
+    _check_fixed(fixed, families, sizes, d)
     seed = seed_of(random_seed)
-    options = {
-        "sample_weight": sample_weight,
-        "columns": columns,
+    options = about | {
+        "fixed": fixed,
+        "labels": labels,
         "n_starts": n_starts,
         "threads": threads,
         "random_seed": seed,
         "progressbar": False,
     }
-    grid = [GaussianMixture(k, f, prior) for k in sizes for f in families]
+    grid = [GaussianMixture(k, f, prior, noise) for k in sizes for f in families]
     found, failed = _all(X, grid, options, cores, progressbar)
     is_complete = len(found) + len(failed) == len(grid)
-    if is_complete:
+    if is_complete and fixed is None:  # else one size may be no special case of the next
         is_complete = _grow(X, grid, found, options)
     if not found and not is_complete:
         raise KeyboardInterrupt
@@ -219,6 +235,38 @@ def _sizes(n_components: Any) -> list[int]:
     if not sizes:
         raise ArgumentError("n_components", "is empty; give at least one number")
     return sizes
+
+
+def _check_labels(labels: Any, sizes: list[int]) -> None:
+    """Refuse labels that are not for all sizes; what else is wrong with them is said in `read`."""
+    if labels is None:
+        return
+    if np.ndim(labels) == 2:
+        if sizes != [np.shape(labels)[1]]:
+            raise ArgumentError(
+                "n_components",
+                f"must be {np.shape(labels)[1]} alone: labels are probabilities of so many",
+            )
+        return
+    number = pd.to_numeric(pd.Series(np.asarray(labels).ravel()), errors="coerce")
+    most = number.max()
+    if np.isfinite(most) and most >= sizes[0]:
+        raise ArgumentError(
+            "n_components", f"must be at least {most + 1:g}: labels name component {most:g}"
+        )
+
+
+def _check_fixed(fixed: Any, families: list[Covariance], sizes: list[int], d: int) -> None:
+    if fixed is None:
+        return
+    if len(sizes) > 1 and not is_for_any_size(fixed):
+        raise ArgumentError(
+            "fixed",
+            "arrays are for one number of components; give n_components=K, or fix {'weight': "
+            "'equal'} alone",
+        )
+    for family in families:
+        read_fixed(fixed, family, sizes[0], d)
 
 
 # The fits

@@ -62,6 +62,9 @@ class GaussianMixture(
     init_params : optional
         ``start`` of `bayesgmm.fit_em`: ``"ellipsoids"``, ``"ward"``, ``"kmeans"``, ``"random"``,
         labels of the rows, `Parameters` or a fit. Default: of each method.
+    noise : bool or float
+        Whether rows may belong to no component; see `bayesgmm.GaussianMixture`. A column of
+        probabilities more, and label -1.
     missing : {"error", "marginalise"}
         What to do about NaN: refuse it, or average over what is not known.
     standard_errors : bool, optional
@@ -72,7 +75,7 @@ class GaussianMixture(
     Attributes
     ----------
     weights_, means_ : (k,) and (k, d) arrays
-        Components are in the order of their first mean.
+        Components are in the order of their first mean. With noise the weights sum to less than 1.
     covariances_, precisions_, precisions_cholesky_ : arrays
         Covariances, their inverses, and upper triangular U with U U' the inverse: (d, d) for tied
         (EEE), (k, d) for diag (VVI) and (k,) for spherical (VII), as in scikit-learn; (k, d, d)
@@ -109,6 +112,7 @@ class GaussianMixture(
         max_iter: int = 10_000,
         n_init: int = 40,
         init_params: Any = None,
+        noise: Any = False,
         missing: str = "error",
         standard_errors: bool | None = None,
         random_state: Any = None,
@@ -121,6 +125,7 @@ class GaussianMixture(
         self.max_iter = max_iter
         self.n_init = n_init
         self.init_params = init_params
+        self.noise = noise
         self.missing = missing
         self.standard_errors = standard_errors
         self.random_state = random_state
@@ -152,7 +157,7 @@ class GaussianMixture(
         self.standard_errors_ = None
         if "standard_error" in self.result_.children:
             errors = self.result_["standard_error"]
-            se = Parameters(*(errors[name].to_numpy() for name in tree.DIMS))
+            se = tree.components({name: errors[name].to_numpy() for name in tree.DIMS})
             self.standard_errors_ = Bunch(
                 weights=se.weight, means=se.mean, covariances=self._shaped(se.covariance)
             )
@@ -167,11 +172,11 @@ class GaussianMixture(
         return self.fit(X, y, sample_weight).predict(X)
 
     def predict(self, X: Any) -> Any:
-        """Return the most probable component of every row, (n,) integers."""
-        return self.predict_proba(X).argmax(axis=1)
+        """Return the most probable component of every row, (n,) integers; -1 for noise."""
+        return self._ask(prediction.predict, X)
 
     def predict_proba(self, X: Any) -> Array:
-        """Return the probability that each row came from each component, (n, k)."""
+        """Return the probability that each row came from each component, (n, k); noise is last."""
         return self._ask(prediction.predict_proba, X)
 
     def transform(self, X: Any) -> Array:
@@ -214,11 +219,11 @@ class GaussianMixture(
 
     @property
     def _n_features_out(self) -> int:
-        return len(self.weights_)
+        return len(self.weights_) + tree.spec_of(self.result_).has_noise
 
     def _fitted(self, table: pd.DataFrame, sample_weight: Any) -> xr.DataTree:
         k, family = self.n_components, self.covariance_type
-        spec = mixture.GaussianMixture(k, family, self.prior)
+        spec = mixture.GaussianMixture(k, family, self.prior, self.noise)
         settings = {"sample_weight": sample_weight, "missing": self.missing}
         settings |= {"start": self.init_params, "n_starts": self.n_init}
         settings |= {"max_iter": self.max_iter, "tol": self.tol, "random_seed": self._seed()}
@@ -238,7 +243,7 @@ class GaussianMixture(
         variance = np.ma.average((x - center) ** 2, axis=0, weights=weight)
         if isinstance(spec.prior, ConjugatePrior) and spec.prior.scale is None:
             prior = replace(spec.prior, scale=(variance / k ** (2.0 / x.shape[1])).tolist())
-            spec = mixture.GaussianMixture(k, family, prior)
+            spec = mixture.GaussianMixture(k, family, prior, self.noise)
         if k == 1:  # of which the only other start is the covariance
             one = Parameters(np.ones(1), np.asarray(center)[None], np.diag(variance)[None])
             settings["start"] = one

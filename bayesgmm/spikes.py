@@ -53,10 +53,11 @@ def thickness(parameters: Parameters, count: Array) -> tuple[Array, Array, Array
     """
     k = parameters.k
     ratio, near = np.ones(k), np.array(count, dtype=float)
-    gap = parameters.mean - parameters.weight @ parameters.mean
+    weight = parameters.weight / parameters.weight.sum()  # of what is no noise
+    gap = parameters.mean - weight @ parameters.mean
     outer = gap[:, :, None] * gap[:, None, :]
     whole = _ratio(
-        np.einsum("k,kij->ij", parameters.weight, parameters.covariance + outer),
+        np.einsum("k,kij->ij", weight, parameters.covariance + outer),
         parameters.whitening,
     )
     for j in range(k if k > 1 else 0):

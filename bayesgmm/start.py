@@ -17,7 +17,8 @@ from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import NO_LABELS, rows, split, table
 from bayesgmm.hierarchical import Labels
-from bayesgmm.moments import Array, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.moments import Array, Noise, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.noise import NOISE
 from bayesgmm.preflight import far_rows
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
@@ -25,6 +26,7 @@ from bayesgmm.resolved import pseudo_data, pseudo_moments
 GIVEN = ("parameters", "labels")  # the user's own
 OTHERS = ("kmeans", "random", "random", "random")  # k-means often finds the same again
 METHODS = ("ellipsoids", "ward", "kmeans", "random")
+_MOST_SORTED = 100_000  # rows; of more, those that are the same are not looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ def starts(
     start: Any,
     n_starts: int,
     rng: np.random.Generator,
+    inner: Data | None = None,
 ) -> list[Start]:
     """Return the starting values that ``start`` asks for.
 
@@ -61,6 +64,8 @@ def starts(
         ``None`` takes hierarchical partitions, then k-means++ and random centres in turn.
         Labels, parameters and fits (in the units of the data) give one start. In a list, ``None``
         and methods give ``n_starts`` each.
+    inner : Data, optional
+        With a noise component: the rows that clusters are looked for in. Labels may be -1 then.
 
     Raises
     ------
@@ -68,7 +73,9 @@ def starts(
         Naming ``start`` if it is none of these or does not suit the data.
     """
     if isinstance(start, list | tuple) and any(not isinstance(s, int | np.integer) for s in start):
-        several = (starts(data, family, k, start=s, n_starts=n_starts, rng=rng) for s in start)
+        several = (
+            starts(data, family, k, start=s, n_starts=n_starts, rng=rng, inner=inner) for s in start
+        )
         return [one for some in several for one in some]
     if isinstance(start, Parameters | xr.Dataset | xr.DataTree):
         return [Start("parameters", data.to_anchored(_given_parameters(start, k, data.d)))]
@@ -77,16 +84,23 @@ def starts(
             raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
         if k == 1:
             # With pseudo-data, without which few rows have a singular covariance even for MAP.
-            labels = np.zeros(data.n, int)
-            return [Start("moments", from_labels(data, family, labels, 1, regularised=True))]
-        return [p.begin(family) for p in partitions(data, k, start, n_starts, rng)]
-    labels = _given_labels(start, k, data)
-    return [Start("labels", from_labels(data, family, labels, k))]
+            rows = inner or data
+            labels = np.zeros(rows.n, int)
+            return [Start("moments", from_labels(rows, family, labels, 1, regularised=True))]
+        return [p.begin(family) for p in partitions(inner or data, k, start, n_starts, rng)]
+    labels = _given_labels(start, k, data, least=0 if inner is None else -1)
+    rows = data
+    if (labels < 0).any():
+        rows, labels = data.rows(np.flatnonzero(labels >= 0)), labels[labels >= 0]
+    return [Start("labels", from_labels(rows, family, labels, k))]
 
 
 def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: int) -> Parameters:
+    share = 0.0  # of noise
     if isinstance(start, Parameters):
         parameters = start
+        if start.noise is not None:
+            share = start.noise.weight
     else:
         posterior: Any = start
         if isinstance(start, xr.DataTree) and "weight" not in start.data_vars:  # else of rivals
@@ -102,8 +116,11 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
                 raise ArgumentError("start", "has many draws; give one set of parameters")
             values = [v[0, 0] for v in values]
         parameters = Parameters(*values)
+        if NOISE in posterior:
+            share = float(posterior[NOISE].to_numpy().ravel()[0])
     try:
-        parameters = Parameters(*(np.asarray(v, dtype=np.float64) for v in vars_of(parameters)))
+        values = [np.asarray(v, dtype=np.float64) for v in vars_of(parameters)]
+        parameters = Parameters(*values)
     except (TypeError, ValueError) as error:
         raise ArgumentError("start", f"holds something that is no number ({error})") from None
     shapes = ((k,), (k, d), (k, d, d))
@@ -114,8 +131,10 @@ def _given_parameters(start: Parameters | xr.Dataset | xr.DataTree, k: int, d: i
             raise ArgumentError("start", f"{name} has shape {value.shape}, not {shape}")
         if not np.isfinite(value).all():
             raise ArgumentError("start", f"{name} is not finite")
-    if not (parameters.weight > 0).all() or abs(parameters.weight.sum() - 1.0) > 1e-6:
+    if not (parameters.weight > 0).all() or abs(parameters.weight.sum() + share - 1.0) > 1e-6:
         raise ArgumentError("start", "weights must be positive and sum to one")
+    if share > 0:  # its density is that of the data to be fitted
+        parameters = replace(parameters, noise=Noise(share, float("nan")))
     turned = np.swapaxes(parameters.covariance, 1, 2)
     if not np.allclose(parameters.covariance, turned, rtol=1e-8, atol=0.0):
         raise ArgumentError("start", "a covariance is not symmetric")
@@ -131,7 +150,7 @@ def vars_of(parameters: Parameters) -> tuple[Array, Array, Array]:
     return parameters.weight, parameters.mean, parameters.covariance
 
 
-def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np.intp]]:
+def _given_labels(start: Any, k: int, data: Data, least: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     labels = np.asarray(start)
     if labels.shape != (data.n,) or labels.dtype.kind not in "iu":
         raise ArgumentError(
@@ -140,10 +159,12 @@ def _given_labels(start: Any, k: int, data: Data) -> np.ndarray[Any, np.dtype[np
             f"{k - 1}) for each of the {data.n} rows",
         )
     present = np.unique(labels[data.weight > 0] if data.weight.size else labels)
-    if labels.min() < 0 or labels.max() >= k or len(present) < k:
+    present = present[present >= 0]
+    if labels.min() < least or labels.max() >= k or len(present) < k:
+        noise = " or, for noise, -1" if least < 0 else ""
         raise ArgumentError(
             "start",
-            f"labels must be 0 to {k - 1}, each used by a row of positive weight; "
+            f"labels must be 0 to {k - 1}{noise}, each used by a row of positive weight; "
             f"these are {np.unique(labels).tolist()}",
         )
     return labels.astype(np.intp)
@@ -198,6 +219,8 @@ def with_labels(data: Data, family: Covariance, k: int, begins: list[Start]) -> 
     from the rows of which something is known comes first, if they are of all components.
     """
     known = np.flatnonzero((data.probability != data.probability[:, :1]).any(axis=1))
+    if not len(known):  # as in a part of the rows
+        return begins
     part = data.rows(known)
     weight = part.weight if len(part.weight) else np.ones(part.n)
     share = weight[:, None] * part.probability
@@ -245,14 +268,50 @@ def partitions(
         # The hierarchical methods draw nothing at random: once is enough.
         methods = [method] * (1 if method in METHODS[:2] else n)
     found: dict[bytes, Partition] = {}
-    for one in (_partition(data, k, method, rng) for method in methods):
+    distinct = _Distinct.of(data)
+    for one in (_partition(data, distinct, k, method, rng) for method in methods):
         # Labels in the order in which they appear first: the same groups are the same bytes.
         begin, which = np.unique(one.labels, return_index=True, return_inverse=True)[1:]
         found.setdefault(np.argsort(np.argsort(begin))[which].tobytes(), one)
     return list(found.values())
 
 
-def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Partition:
+@dataclass(frozen=True, eq=False)
+class _Distinct:
+    """The different rows, in the order in which they come first, so that repeated ones are weights.
+
+    Parameters
+    ----------
+    rows : (m, d) array
+        What is missing is filled in.
+    weight : (m,) array
+    which : (n,) array of int
+        Where each row of the data is among them; a row of weight 0 anywhere.
+    """
+
+    rows: Array
+    weight: Array
+    which: Labels
+
+    @staticmethod
+    def of(data: Data) -> _Distinct:
+        """Return the different rows of data."""
+        weight = data.weight if len(data.weight) else np.ones(data.n)
+        if data.n > _MOST_SORTED:
+            return _Distinct(data.filled, weight, np.arange(data.n))
+        present = np.flatnonzero(weight > 0)
+        rows, first, which = np.unique(
+            data.filled[present], axis=0, return_index=True, return_inverse=True
+        )
+        order = np.argsort(first)
+        place = np.zeros(data.n, dtype=np.intp)
+        place[present] = np.argsort(order)[which.ravel()]
+        return _Distinct(rows[order], np.bincount(place[present], weight[present]), place)
+
+
+def _partition(
+    data: Data, distinct: _Distinct, k: int, method: str, rng: np.random.Generator
+) -> Partition:
     if method in ("ellipsoids", "ward"):
         return _agglomerated(data, k, method, rng)
     # Slow to import, needed only here.
@@ -260,8 +319,7 @@ def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Par
     from sklearn.exceptions import ConvergenceWarning
 
     sd = np.sqrt(np.diagonal(data.covariance))
-    x = data.filled / sd
-    weight = data.weight if len(data.weight) else np.ones(data.n)
+    x, weight = distinct.rows / sd, distinct.weight
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
         with warnings.catch_warnings():
@@ -274,7 +332,7 @@ def _partition(data: Data, k: int, method: str, rng: np.random.Generator) -> Par
     if len(np.unique(labels[weight > 0])) < k:
         centers = kmeans_plusplus(x, k, sample_weight=weight, random_state=seed)[0]
         labels = _nearest(x, centers)
-    return Partition(method, data, labels, k)
+    return Partition(method, data, labels[distinct.which], k)
 
 
 def _nearest(rows: Array, centers: Array) -> Labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import xarray as xr
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Parameters
+from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.noise import NOISE, Region
 
 DIMS: dict[str, tuple[str, ...]] = {
     "weight": ("cluster",),
@@ -35,7 +37,8 @@ def dataset(
     Parameters
     ----------
     values : mapping of str to array
-        Some of ``weight`` (..., k), ``mean`` (..., k, d), ``covariance`` (..., k, d, d).
+        Some of ``weight`` (..., k), ``mean`` (..., k, d), ``covariance`` (..., k, d, d), or
+        ``noise_weight`` (...).
     names : sequence of str
         Column names.
     leading : sequence of str
@@ -45,12 +48,37 @@ def dataset(
     first = next(iter(arrays.values()))
     k = next(v.shape[len(leading)] for v in arrays.values())
     index = {dim: np.arange(first.shape[i]) for i, dim in enumerate(leading)}
-    used = {dim for name in arrays for dim in DIMS[name]}
+    dims = DIMS | {NOISE: ()}
+    used = {dim for name in arrays for dim in dims[name]}
     labels = {dim: c for dim, c in coordinates(k, names).items() if dim in used}
     return xr.Dataset(
-        {name: ((*leading, *DIMS[name]), value) for name, value in arrays.items()},
+        {name: ((*leading, *dims[name]), value) for name, value in arrays.items()},
         coords=index | labels,
     )
+
+
+def dims_of(fit: xr.DataTree) -> dict[str, tuple[str, ...]]:
+    """Return the parameters of a fit, each with its dimensions after chain and draw."""
+    return DIMS | ({NOISE: ()} if NOISE in fit["posterior"].data_vars else {})
+
+
+def arrays(parameters: Parameters) -> dict[str, Array]:
+    """Return parameters as arrays by name."""
+    found = {name: getattr(parameters, name) for name in DIMS}
+    if parameters.noise is not None:
+        found[NOISE] = np.array(parameters.noise.weight)
+    return found
+
+
+def components(arrays: Mapping[str, Array]) -> Parameters:
+    """Return the parameters of arrays by name, those of a noise component left out."""
+    return Parameters(arrays["weight"], arrays["mean"], arrays["covariance"])
+
+
+def region_of(fit: xr.DataTree) -> Region | None:
+    """Return where the noise of a fit is, if it has any."""
+    text = str(fit.attrs.get("noise", ""))
+    return Region.from_json(text) if text else None
 
 
 def point(fit: xr.DataTree) -> Parameters:
@@ -64,7 +92,12 @@ def point(fit: xr.DataTree) -> Parameters:
     posterior = fit["posterior"]
     if posterior.sizes["chain"] * posterior.sizes["draw"] != 1:
         raise ArgumentError("fit", "has many draws; a point estimate has one")
-    return Parameters(*(posterior[name].to_numpy()[0, 0] for name in DIMS))
+    found = components({name: posterior[name].to_numpy()[0, 0] for name in DIMS})
+    region = region_of(fit)
+    if region is None:
+        return found
+    noise = Noise(float(posterior[NOISE].to_numpy()[0, 0]), -region.log_volume)
+    return replace(found, noise=noise)
 
 
 def spec_of(fit: xr.DataTree) -> GaussianMixture:
@@ -77,19 +110,41 @@ def names_of(fit: xr.DataTree) -> tuple[str, ...]:
     return tuple(str(name) for name in fit["posterior"]["feature"].to_numpy())
 
 
+def whole(argument: str, fit: Any, *groups: str) -> xr.DataTree:
+    """Return a fit that has what is needed of it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no fit, naming the argument, or lacks one of the groups, naming these.
+    """
+    if not isinstance(fit, xr.DataTree):
+        raise ArgumentError(argument, f"must be a fit (a DataTree), not {type(fit).__name__}")
+    if missing := _missing(fit):
+        raise ArgumentError(argument, f"must be a fit; this tree has no {missing}")
+    if absent := [name for name in groups if name not in fit.children]:
+        raise ArgumentError(
+            argument,
+            f"must be a whole fit, with {', '.join(absent)}; marginal and conditional leave only "
+            "a part of one",
+        )
+    return fit
+
+
 def save(fit: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a fit to a NetCDF file, whole or not at all.
 
     Raises
     ------
     ArgumentError
-        If the folder does not exist, or ``path`` is one.
+        If the folder does not exist, or ``path`` is one; if ``fit`` is no fit.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise ArgumentError("path", f"the folder {target.parent} does not exist")
     if target.is_dir():
         raise ArgumentError("path", f"{target} is a folder; give the name of a file")
+    whole("fit", fit)
     with atomic(target) as temporary:
         fit.to_netcdf(temporary, engine="netcdf4")
     return target

@@ -33,7 +33,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.fixed import Fixed
-from bayesgmm.information import Information, natural_errors, outer_products
+from bayesgmm.information import Information, natural_errors, outer_products, restricted
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.resolved import PseudoData
 
@@ -92,7 +92,8 @@ class Uncertainty:
         d = self.shape[1]
         own = np.zeros_like(self.small) if self.has_common_covariance else self.small
         parts = (np.zeros_like(self.small), np.repeat(self.small, d), np.repeat(own, d * d))
-        return np.concatenate(parts)
+        found = np.concatenate(parts)
+        return np.append(found, np.zeros(len(self.natural) - len(found), dtype=bool))
 
     def natural_covariance(self) -> Array:
         """Return the covariance of weights, means and covariances, flattened in this order."""
@@ -106,8 +107,12 @@ class Uncertainty:
         se = natural_errors(self.natural, self.covariance, self.shape)
         k, d = self.shape
         known = np.where(self.unknown, np.nan, 1.0)[k:]
-        mean, covariance = known[: k * d].reshape(k, d), known[k * d :].reshape(k, d, d)
-        return Parameters(se.weight, se.mean * mean, se.covariance * covariance)
+        mean, covariance, _ = np.split(known, np.cumsum([k * d, k * d * d]))
+        return replace(
+            se,
+            mean=se.mean * mean.reshape(k, d),
+            covariance=se.covariance * covariance.reshape(k, d, d),
+        )
 
 
 def checked_kind(argument: str, kind: Any, estimate: str) -> Kind:
@@ -164,7 +169,7 @@ def uncertainty(
     if kind != "observed":
         outer = outer_products(data.groups, parameters, family)
         if held is not None:
-            outer = held.restrict(outer, parameters, family)
+            outer = restricted(outer, held.directions(parameters, family))
         if found is not None:
             found, trouble = _robust(kind, found, outer)
     p = len(information.gradient)

@@ -50,13 +50,18 @@ def slow(seed: int = 1, n: int = 2000):
 
 
 @settings(deadline=None, max_examples=100)
-@given(seed=seeds, size=families, kind=st.sampled_from(registry.REGIMES))
-def test_the_log_likelihood_never_falls_however_early_acceleration_begins(seed, size, kind):
+@given(
+    seed=seeds,
+    size=families,
+    kind=st.sampled_from(registry.REGIMES),
+    method=st.sampled_from(em.ACCELERATIONS),
+)
+def test_the_log_likelihood_never_falls_however_early_acceleration_begins(seed, size, kind, method):
     family, d = size
     data, _, start = problem(seed, family, d, kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(em, "BEGIN", np.inf)
-        found = run(data, family, start, max_iter=300)
+        found = run(data, family, start, max_iter=300, acceleration=method)
     assert np.isfinite(found.trace).all()
     assert_rising(found, data.n)
     assert len(found.trace) <= found.n_passes <= 301 + 1
@@ -93,13 +98,16 @@ def test_the_limit_is_that_of_plain_em(family, d):
     assert compared >= 10  # of 12; the rest are unusable either way
 
 
-def test_slow_em_is_accelerated():
+@pytest.mark.parametrize(
+    ("method", "times"), [("quasi-newton", 10), ("squarem", 2), ("anderson", 5)]
+)
+def test_slow_em_is_accelerated(method, times):
     data, family, start = slow()
     plain = run(data, family, start, acceleration=None)
-    found = run(data, family, start)
+    found = run(data, family, start, acceleration=method)
     assert plain.reason == found.reason == "converged"
     assert plain.n_passes == len(plain.trace)
-    assert found.n_passes < plain.n_passes / 10
+    assert found.n_passes < plain.n_passes / times
     assert found.objective >= plain.objective - 1e-8
 
 
@@ -117,7 +125,7 @@ def test_a_rejected_extrapolation_costs_a_pass_and_no_more(monkeypatch):
     """Extrapolations that always land worse leave plain EM, bit by bit."""
     data, family, start = slow()
 
-    def backwards(bent, about, moments, family):
+    def backwards(bent, about, moments, family, method):
         worse = about.mean - 0.5 * np.array([[1.0], [-1.0]])
         return Parameters(about.weight, worse, about.covariance)
 
@@ -169,6 +177,30 @@ def test_remembered_steps_are_undone_exactly_and_only_where_the_objective_is_con
     with_convex = Bend(step, np.vstack([d, bad]), np.vstack([y, -bad]))
     assert_allclose(with_convex.newton(), h @ step, rtol=1e-9)
     assert with_convex.rate == pytest.approx(2.0)
+
+
+def test_squarem_is_the_papers_step():
+    """With steps r, s from theta_0 and v = s - r: -2 alpha r + alpha^2 v, alpha = -|r| / |v|."""
+    rng = np.random.default_rng(0)
+    r, s = rng.normal(size=(2, 5))
+    v = s - r
+    alpha = -np.linalg.norm(r) / np.linalg.norm(v)
+    expected = -2.0 * alpha * r + alpha**2 * v
+    found = Bend(s, r[None], (r - s)[None]).squarem()
+    assert_allclose(r + found, expected, rtol=1e-12)
+    # After a move that was not EM's there are no two steps in a row.
+    assert Bend(s, 2 * r[None], (r - s)[None]).squarem() is None
+
+
+def test_anderson_solves_a_linear_problem_when_it_remembers_all_of_it(monkeypatch):
+    """With as many pairs as unknowns it is the secant method: the fixed point itself."""
+    monkeypatch.setattr("bayesgmm.acceleration._RIDGE", 0.0)
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(4, 4)) / 4
+    fixed, points = rng.normal(size=4), rng.normal(size=(5, 4))
+    steps = (points - fixed) @ (a - np.eye(4)).T
+    bent = Bend(steps[-1], np.diff(points, axis=0), -np.diff(steps, axis=0))
+    assert_allclose(points[-1] + bent.anderson(), fixed, rtol=1e-9)
 
 
 def taken(data, family, start, steps: int = 12):
@@ -251,9 +283,9 @@ def test_a_prior_is_accelerated_too():
     assert found.objective >= plain.objective - 1e-8
 
 
-@pytest.mark.parametrize("wrong", ["squarem", 1, True, ["quasi-newton"]])
+@pytest.mark.parametrize("wrong", ["newton", 1, True, ["quasi-newton"]])
 def test_an_unknown_acceleration_is_refused(wrong):
-    with pytest.raises(ArgumentError, match="acceleration: must be 'quasi-newton' or None"):
+    with pytest.raises(ArgumentError, match=r"acceleration: must be 'quasi-newton', .* or None"):
         fit(TWO, FAITHFUL, acceleration=wrong)
 
 

@@ -10,7 +10,6 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import registry
 import xarray as xr
@@ -23,7 +22,7 @@ from bayesgmm.checks import Verdict
 from bayesgmm.comparison import compare
 from bayesgmm.data import Data, read
 from bayesgmm.em import run
-from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError, NumericalError
+from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
 from bayesgmm.moments import Parameters
 from bayesgmm.resampling import bootstrap, jackknife, percentile_intervals, standard_errors
 from bayesgmm.rows import summary
@@ -496,18 +495,6 @@ def test_wrong_arguments_are_named() -> None:
         bootstrap(fit, kind="jackknife")
     with pytest.raises(ArgumentError, match="ci_prob"):
         percentile_intervals(booted(), ci_prob=1.0)
-
-
-def test_what_replicates_cannot_do_yet_is_refused() -> None:
-    fixed = quiet(bg.fit_em, TWO, FAITHFUL, fixed={"weight": "equal"}, random_seed=1, n_starts=2)
-    with pytest.raises(NotYetSupportedError, match="fixed parameters"):
-        bootstrap(fixed)
-    known = pd.Series(-1, index=FAITHFUL.index)
-    known[:5] = (FAITHFUL["eruptions"][:5] > 3).astype(int)
-    fit = quiet(bg.fit_em, TWO, FAITHFUL, labels=known.to_numpy(), random_seed=1, n_starts=2)
-    with pytest.raises(NotYetSupportedError, match="'parametric'"):
-        bootstrap(fit, kind="parametric")
-    assert quiet(bootstrap, fit, draws=10, random_seed=1)["posterior"].sizes["draw"] == 10
 
 
 def test_a_jackknife_needs_whole_observations() -> None:

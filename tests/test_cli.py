@@ -303,6 +303,51 @@ def test_warnings_are_one_plain_message_each(engines, data, tmp_path, monkeypatc
     assert result.stderr.strip() == "warning: [tied-rows] 3 rows are equal"
 
 
+def test_columns_beside_the_data_are_passed_on(engines, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,known,b,count\n1,0,2,1\n3,,4.5,2\n-1e3,1,.5,3\n2,-1,,1\n")
+    beside = ["--labels", "known", "--weights", "count", "--missing", "marginalise"]
+    result = run("fit", path, "-k", 2, "-o", tmp_path / "out", *beside)
+    assert result.exit_code == 0, result.output
+    _, _, frame, options = engines.calls[0]
+    assert list(frame.columns) == ["a", "b"]
+    assert options["missing"] == "marginalise"
+    np.testing.assert_array_equal(options["labels"], [0, np.nan, 1, -1])
+    np.testing.assert_array_equal(options["sample_weight"], [1, 2, 3, 1])
+    assert run("fit", path, "-k", 2, "-o", tmp_path / "2", "--columns", "b,a", *beside[:2])
+    assert list(engines.calls[1][2].columns) == ["b", "a"]
+    for option in ("--labels", "--weights"):
+        result = run("fit", path, "-k", 2, "-o", tmp_path / "3", option, "nowhere")
+        assert result.exit_code == 2
+        assert f"error: {option}: " in result.stderr
+        assert "has no column 'nowhere'" in " ".join(result.stderr.split())
+
+
+def test_compare_leaves_out_the_same_rows_for_both_engines(engines, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,count\n1,2,1\n3,,2\n-1e3,.5,3\n")
+    options = ["--missing", "drop", "--weights", "count"]
+    result = run("compare", path, "-k", 2, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    (_, _, whole, of_em), (_, _, kept, of_nuts) = engines.calls
+    assert of_em["missing"] == "drop"
+    assert len(whole) == 3
+    assert kept["a"].tolist() == [1.0, -1000.0]
+    assert of_nuts["sample_weight"].tolist() == [1, 3]
+    assert "missing" not in of_nuts
+
+
+@pytest.mark.parametrize("option", [("--missing", "marginalise"), ("--labels", "a")])
+def test_what_the_posterior_cannot_take_yet_is_refused_before_anything_is_done(
+    engines, data, tmp_path, option
+):
+    result = run("compare", data, "-k", 2, "-o", tmp_path / "out", *option)
+    assert result.exit_code == 2
+    assert f"error: {option[0]}: is for EM alone yet" in result.stderr
+    assert engines.calls == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_version(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9")
     result = run("--version")
@@ -458,3 +503,42 @@ def test_fit_for_real(tmp_path, monkeypatch):
     assert result.stdout.splitlines()[-1] == f"fit: {tmp_path / 'out' / 'mle.nc'}"
     with xr.open_datatree(tmp_path / "out" / "mle.nc") as tree:
         assert json.loads(tree.attrs["verdict"])["status"] == "ok"
+
+
+def test_select_for_real(tmp_path):
+    faithful = Path(cli.__file__).parent / "datasets" / "faithful.csv"
+    out = tmp_path / "out"
+    options = ["-k", 3, "--covariance", "EEE,VVV", "--n-starts", 4, "-o", out]
+    result = run("select", faithful, *options)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out / "selection.csv")
+    assert len(table) == 6
+    assert table["bic"].is_monotonic_increasing
+    assert (table["covariance"][0], table["n_components"][0]) == ("EEE", 3)
+    assert (out / "selection.png").read_bytes()[:4] == b"\x89PNG"
+    assert result.stdout.splitlines()[-1] == f"best fit: {out / 'mle.nc'}"
+    with xr.open_datatree(out / "mle.nc") as tree:
+        assert tree["criteria"]["bic"].item() == pytest.approx(table["bic"][0], rel=1e-12)
+    again = run("select", faithful, *options)
+    assert again.exit_code == 2
+    assert "already holds selection.csv, selection.png, mle.nc" in " ".join(again.stderr.split())
+    for wrong, message in (
+        (["--criterion", "dic"], "--criterion: must be one of"),
+        (["--min-components", 4], "--max-components: is below --min-components 4"),
+        (["--covariance", "EEE,,"], "--covariance: 'EEE,,' is not a list"),
+    ):
+        result = run("select", faithful, *options[:-1], tmp_path / "x", *wrong)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+
+
+def test_a_selection_of_nothing_is_exit_code_1(tmp_path):
+    """Four groups of equal rows: four components have no usable optimum."""
+    path = tmp_path / "t.csv"
+    path.write_text("x\n" + "\n".join(map(str, np.repeat([0.0, 1.0, 3.0, 7.0], 5))))
+    options = ["--min-components", 4, "-k", 4, "--covariance", "V", "-o", tmp_path / "out"]
+    result = run("select", path, *options)
+    assert result.exit_code == 1, result.output
+    assert "nothing-selected" in result.stderr
+    assert "fail" in result.stdout
+    assert not (tmp_path / "out" / "mle.nc").exists()

@@ -30,6 +30,7 @@ from bayesgmm.conditioning import conditional, marginal, regress
 from bayesgmm.covariance import Covariance
 from bayesgmm.errors import ArgumentError, ColumnNameError, MissingValueError, PosteriorWarning
 from bayesgmm.moments import Parameters
+from bayesgmm.tree import DIMS
 
 NAMES = ["eruptions", "waiting"]
 
@@ -41,7 +42,7 @@ def mixture(seed: int, k: int = 3, d: int = 3, apart: float = 2.0) -> Parameters
 def tree(draws: list[Parameters], names: list[str], family: str = "VVV") -> xr.DataTree:
     """A fit with these draws, in two chains if their number is even."""
     chains = 2 if len(draws) % 2 == 0 else 1
-    stacked = {name: np.stack([getattr(p, name) for p in draws]) for name in module.DIMS}
+    stacked = {name: np.stack([getattr(p, name) for p in draws]) for name in DIMS}
     arrays = {name: a.reshape(chains, -1, *a.shape[1:]) for name, a in stacked.items()}
     fit = xr.DataTree.from_dict({"posterior": fits.dataset(arrays, names, ("chain", "draw"))})
     fit.attrs["spec"] = bg.GaussianMixture(draws[0].k, family).to_json()
@@ -135,7 +136,7 @@ class TestTheProductRule:
         count: Counter[int] = Counter()
         group = found["posterior"]
         for weight, mean, covariance in zip(
-            *(group[name].to_numpy()[0] for name in module.DIMS), strict=True
+            *(group[name].to_numpy()[0] for name in DIMS), strict=True
         ):
             s = next(i for i, p in enumerate(each) if np.allclose(p.mean, mean, rtol=1e-12))
             assert_allclose(weight, each[s].weight, rtol=1e-10)
@@ -203,20 +204,20 @@ class TestConditionals:
         a, b = np.random.default_rng(seed).normal(size=2)
         steps = conditional(conditional(p, {3: a}), {0: b})  # x0, x1, x2 are left
         once = conditional(p, {0: b, 3: a})
-        for name in module.DIMS:
+        for name in DIMS:
             assert_allclose(getattr(steps, name), getattr(once, name), rtol=1e-8, atol=1e-12)
 
     def test_given_nothing_it_is_the_fit(self) -> None:
         fit, draws = posterior(6)
         xr.testing.assert_equal(conditional(fit, {})["posterior"], fit["posterior"])
         same = conditional(draws[0], {})
-        assert all(np.array_equal(getattr(same, n), getattr(draws[0], n)) for n in module.DIMS)
+        assert all(np.array_equal(getattr(same, n), getattr(draws[0], n)) for n in DIMS)
 
     def test_a_marginal_commutes(self) -> None:
         p = mixture(7, 3, 4)
         one = marginal(conditional(p, {1: 0.5}), [2])  # x3
         other = conditional(marginal(p, [1, 3]), {0: 0.5})
-        for name in module.DIMS:
+        for name in DIMS:
             assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12)
 
     def test_independent_columns_tell_nothing_but_the_component(self) -> None:
@@ -438,7 +439,7 @@ def test_a_linear_map_of_what_is_given_says_the_same() -> None:
     given_x = np.array([0.4, -1.1])
     a = conditional(p, dict(enumerate(given_x)))
     b = conditional(q, dict(enumerate(turn @ given_x)))
-    for name in module.DIMS:
+    for name in DIMS:
         assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-10)
 
 
@@ -573,18 +574,18 @@ class TestErrors:
 
     def test_what_is_no_mixture(self) -> None:
         p = mixture(25)
-        for wrong in (
-            Parameters(p.weight, p.mean, -p.covariance),
-            Parameters(2 * p.weight, p.mean, p.covariance),
-            Parameters(p.weight, p.mean * np.nan, p.covariance),
+        for wrong, what in (
+            (Parameters(p.weight, p.mean, -p.covariance), "symmetric and positive definite"),
+            (Parameters(2 * p.weight, p.mean, p.covariance), "sum to one"),
+            (Parameters(p.weight, p.mean * np.nan, p.covariance), "must be finite"),
         ):
-            with pytest.raises(ArgumentError, match=r"^fit: .*must be those of a mixture$"):
+            with pytest.raises(ArgumentError, match=rf"^fit: .*{what}$"):
                 conditional(wrong, {0: 1.0})
         with pytest.raises(ArgumentError, match=r"^fit: .*not \(2,\), \(3, 3\), \(3, 3, 3\)"):
             conditional(Parameters(p.weight[:2], p.mean, p.covariance), {0: 1.0})
         fit, _ = posterior(25)
         fit["posterior"]["mean"].values[1, 3, 0, 0] = np.nan
-        with pytest.raises(ArgumentError, match="those of draw 23 are not"):
+        with pytest.raises(ArgumentError, match="draw 23 is not so"):
             regress(fit, np.ones((1, 2)), ["a"])
         for nothing in (xr.DataTree(), np.ones(3)):
             with pytest.raises(ArgumentError, match=r"^fit: must be a fit or Parameters"):

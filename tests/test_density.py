@@ -25,6 +25,7 @@ from bayesgmm.density import Target, compiled, target
 from bayesgmm.errors import NumericalError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import build
+from bayesgmm.moments import Parameters
 from bayesgmm.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import (
     ConjugatePrior,
@@ -52,6 +53,7 @@ EVERY = [  # only a log-normal scale can be split into volume and shape; the oth
     (letters, name)
     for letters in ALL
     for name in PRIORS
+    if not Covariance(letters).is_polar or isinstance(PRIORS[name], ConjugatePrior)
     if letters not in SPLIT or name not in ("inverse gamma", "half-normal")
 ]
 
@@ -190,7 +192,15 @@ class TestParameters:
                 wanted = getattr(theta, name)
                 size = abs(wanted).max()
                 np.testing.assert_allclose(value[place], wanted, rtol=1e-12, atol=1e-14 * size)
-            np.testing.assert_allclose(of.point(theta), points[place], rtol=1e-9, atol=1e-9)
+            again = of.point(theta)
+            if Covariance(letters).is_polar:  # axes have copies: another point is as good
+                again = of.point(Parameters(**of.parameters(again)))
+                np.testing.assert_allclose(again, of.point(theta), rtol=1e-9, atol=1e-9)
+                np.testing.assert_allclose(
+                    of.parameters(again)["covariance"], theta.covariance, rtol=1e-9
+                )
+                continue
+            np.testing.assert_allclose(again, points[place], rtol=1e-9, atol=1e-9)
         covariance = found["covariance"]
         np.testing.assert_array_equal(covariance, np.swapaxes(covariance, -1, -2))
 

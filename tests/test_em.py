@@ -339,6 +339,22 @@ def test_weights_are_repeated_rows(family, d):
     assert_allclose(errors_of(one), errors_of(two), rtol=1e-5, atol=1e-10)
 
 
+@pytest.mark.parametrize("letters", ["VVV", "EEV", "VII"])
+def test_the_search_takes_weights_for_repeated_rows_wherever_they_stand(letters):
+    """From default starts to the choice among equal optima: the same, but for rounding."""
+    weight = np.arange(len(FAITHFUL)) % 4
+    spec = bg.GaussianMixture(3, letters)
+    one = fit(spec, FAITHFUL, sample_weight=weight, random_seed=1)
+    for order in ("each", "all"):
+        index = np.repeat(np.arange(len(FAITHFUL)), weight)
+        if order == "all":  # the second copies after all the first ones
+            first = np.unique(index, return_index=True)[1]
+            index = np.concatenate([index[first], np.delete(index, first)])
+        two = fit(spec, FAITHFUL.iloc[index], random_seed=1)
+        assert_allclose(values(one), values(two), rtol=1e-10)
+        assert_allclose(errors_of(one), errors_of(two), rtol=1e-9)
+
+
 def test_data_are_not_changed():
     x = FAITHFUL.to_numpy().copy()
     before, weight = x.copy(), np.ones(len(x))

@@ -245,7 +245,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ArgumentError, match=r"^fit: must be a fit"):
         bootstrap_lrt("VVV")
     fit = bg.fit_em(ONE, FAITHFUL, random_seed=1)
-    with pytest.raises(ArgumentError, match=r"^X: and its weights"):
+    with pytest.raises(ArgumentError, match=r"^X: is the fit's"):
         bootstrap_lrt(fit, FAITHFUL)
     mode = quiet(bg.fit_em, ONE, FAITHFUL, estimate="map", random_seed=1)
     with pytest.raises(ArgumentError, match=r"^null: is no maximum-likelihood fit"):

@@ -12,7 +12,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from models import ALL, PYTHON, SAMPLED, parts, table, take_apart
+from models import ALL, POLAR, PYTHON, parts, table, take_apart
 from scipy.special import logsumexp
 from scipy.stats import kstest, multivariate_normal
 
@@ -234,7 +234,7 @@ class TestNames:
         model = to_pymc(GaussianMixture(2), table("iris"), columns=["Petal_Width", "Sepal_Width"])
         assert list(model.coords["feature"]) == ["Petal_Width", "Sepal_Width"]
 
-    @pytest.mark.parametrize("letters", SAMPLED)
+    @pytest.mark.parametrize("letters", FAMILIES)
     def test_any_sampler_can_start(self, letters: str) -> None:
         model = parts(letters).model
         start = model.initial_point()
@@ -256,11 +256,15 @@ class TestRefusals:
             to_pymc(GaussianMixture(2, prior=prior), table("faithful"))
         assert error.value.argument == "prior.shrinkage"
 
-    @pytest.mark.parametrize("letters", [f for f in FAMILIES if f not in SAMPLED])
-    def test_polar_families(self, letters: str) -> None:
-        with pytest.raises(NotYetSupportedError, match=letters) as error:
-            to_pymc(GaussianMixture(2, letters), table("faithful"))
-        assert error.value.argument == "covariance"
+    @pytest.mark.parametrize("letters", POLAR)
+    def test_polar_families_with_a_separation_prior(self, letters: str) -> None:
+        with pytest.raises(ArgumentError, match=letters) as error:
+            to_pymc(GaussianMixture(2, letters, "separation"), table("faithful"))
+        assert error.value.argument == "prior"
+
+    def test_noise(self) -> None:
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            to_pymc(GaussianMixture(2, noise=True), table("faithful"))
 
     def test_other_things_than_a_specification(self) -> None:
         with pytest.raises(ArgumentError, match="GaussianMixture") as error:

@@ -22,8 +22,8 @@ from bayesgmm.op import Chart, ChartPullback, ConjugateTerms, MixtureLogp, Mixtu
 # The one runs `perform`, the other the compiled functions that nutpie runs.
 PYTHON = Mode(linker="py", optimizer="fast_compile")
 NUMBA = "NUMBA"
-SAMPLED = [letters for letters in FAMILIES if not Covariance(letters).is_polar]
-CHARTS = [(letters, d) for letters in SAMPLED for d in (1, 2, 3, 4)] + [("E", 1), ("V", 1)]
+CHARTS = [(letters, d) for letters in FAMILIES for d in (1, 2, 3, 4)] + [("E", 1), ("V", 1)]
+POLAR = [letters for letters in FAMILIES if Covariance(letters).is_polar]
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -391,8 +391,19 @@ def _compiled_chart(chart: FamilyChart, mode: Any) -> Callable[..., Any]:
     return pytensor.function([vector, g], [covariance, back, slopes], mode=mode)
 
 
+def rotation(below: np.ndarray, d: int) -> np.ndarray:
+    """(I - A)(I + A)^-1 of the elements of A below its diagonal."""
+    a = np.zeros((d, d))
+    a[np.tril_indices(d, -1)] = below
+    a -= a.T
+    return (np.eye(d) - a) @ np.linalg.inv(np.eye(d) + a)
+
+
 def covariances_by_hand(chart: FamilyChart, vector: np.ndarray) -> np.ndarray:
-    """U M diag(s) M' U, with log-volume, log-shape contrasts and M read off the vector in order."""
+    """U M diag(s) M' U, with log-volume, log-shape contrasts and M read off the vector in order.
+
+    Of the polar families M is Cayley's rotation of what is read off.
+    """
     family, k, d = chart.family, chart.k, chart.d
     rest = list(vector)
 
@@ -413,6 +424,8 @@ def covariances_by_hand(chart: FamilyChart, vector: np.ndarray) -> np.ndarray:
     if not family.is_diagonal:
         rows, columns = np.tril_indices(d, -1)
         m[:, rows, columns] = below
+    if family.is_polar:
+        m = np.stack([rotation(b, d) for b in below])
     um = chart.unit[:, None] * m
     return np.einsum("kij,kj,klj->kil", um, s, um)
 
@@ -423,14 +436,20 @@ class TestChart:
     def test_value_inverse_and_gradient(self, letters: str, d: int, k: int) -> None:
         rng = np.random.default_rng(100 * d + k)
         family = Covariance(letters)
-        unit = rng.uniform(0.5, 20.0, size=d) if family.shape != "I" else np.full(d, 3.0)
+        is_one = family.shape == "I" or family.is_polar
+        unit = np.full(d, 3.0) if is_one else rng.uniform(0.5, 20.0, size=d)
         chart = FamilyChart(family, k, unit)
         assert chart.size == family.n_parameters(k, d)
         vector = 0.7 * rng.normal(size=chart.size)
         g = rng.normal(size=(k, d, d))
         covariance, back, slopes = _compiled_chart(chart, PYTHON)(vector, g)
         np.testing.assert_allclose(covariance, covariances_by_hand(chart, vector), rtol=1e-12)
-        np.testing.assert_allclose(back, vector, rtol=1e-9, atol=1e-12)
+        if family.is_polar:  # axes have copies, and the nearest one is found
+            again = covariances_by_hand(chart, back)
+            np.testing.assert_allclose(again, covariance, rtol=1e-9, atol=1e-12)
+            assert np.abs(back[chart.spectrum.shape[1] :]).max(initial=0.0) < 3.0
+        else:
+            np.testing.assert_allclose(back, vector, rtol=1e-9, atol=1e-12)
         agrees(slopes, slope(lambda v: (g * covariances_by_hand(chart, v)).sum(), vector))
         self._is_of_the_family(family, covariance)
 
@@ -444,15 +463,47 @@ class TestChart:
             np.testing.assert_allclose(volume, volume[0], rtol=1e-12)
         if family.shape == "I":
             np.testing.assert_allclose(shape, np.broadcast_to(np.eye(d), shape.shape), rtol=1e-12)
-        if family.shape == "E":
+        if family.is_polar and family.shape == "E":
+            shape_of = np.linalg.eigvalsh(shape)
+            np.testing.assert_allclose(
+                shape_of, np.broadcast_to(shape_of[0], shape_of.shape), rtol=1e-9
+            )
+        elif family.shape == "E":
             np.testing.assert_allclose(shape, np.broadcast_to(shape[0], shape.shape), rtol=1e-10)
         if family.is_diagonal:
             assert (shape[:, ~np.eye(d, dtype=bool)] == 0).all()
 
-    @pytest.mark.parametrize("letters", ["VVV", "EVI"])
+    @pytest.mark.parametrize("d", [2, 3, 4])
+    def test_rotations_are_uniform_with_the_stated_density(self, d: int) -> None:
+        """Cauchy elements, weighted: the first and second moments of uniform rotations."""
+        rng = np.random.default_rng(d)
+        chart = FamilyChart(Covariance("VVE"), 1, np.ones(d))
+        m, n = d * (d - 1) // 2, 60_000
+        drawn = rng.standard_cauchy(size=(n, m))
+        log_weight, found = np.log1p(drawn**2).sum(axis=1), []
+        for i, below in enumerate(drawn):
+            vector = np.concatenate([np.zeros(d), below])
+            _, factor, _, log_volume = kernel_ops.chart(
+                vector, chart.spectrum, chart.below, chart.unit, True
+            )
+            log_weight[i] += log_volume
+            found.append(factor[0])
+        weight = np.exp(log_weight - log_weight.max())
+        weight /= weight.sum()
+        few = np.sqrt((weight**2).sum())  # Monte Carlo error of what has variance one
+        m = np.array(found)
+        trace = np.trace(m, axis1=1, axis2=2)
+        assert abs(weight @ m[:, 0, 0]) < 5 * few
+        assert abs(weight @ m[:, 0, 0] ** 2 - 1 / d) < 5 * few
+        assert abs(weight @ m[:, 1, 0] ** 2 - 1 / d) < 5 * few
+        # Of SO(2) the trace is 2 cos; of larger groups its square has mean 1.
+        assert abs(weight @ trace**2 - (2.0 if d == 2 else 1.0)) < 10 * few
+
+    @pytest.mark.parametrize("letters", ["VVV", "EVI", "VEV"])
     def test_linkers_agree_to_the_bit(self, letters: str) -> None:
         rng = np.random.default_rng(30)
-        chart = FamilyChart(Covariance(letters), 3, rng.uniform(0.5, 20.0, size=3))
+        unit = np.full(3, 4.0) if letters in POLAR else rng.uniform(0.5, 20.0, size=3)
+        chart = FamilyChart(Covariance(letters), 3, unit)
         vector, g = rng.normal(size=chart.size), rng.normal(size=(3, 3, 3))
         one, two = (_compiled_chart(chart, mode)(vector, g) for mode in (PYTHON, NUMBA))
         np.testing.assert_array_equal(one[0], two[0])
@@ -480,7 +531,7 @@ class TestChart:
     def test_an_overflow_is_no_exception(self) -> None:
         chart = FamilyChart(Covariance("VVV"), 2, np.ones(2))
         covariance = kernel_ops.chart(
-            np.full(chart.size, 800.0), chart.spectrum, chart.below, chart.unit
+            np.full(chart.size, 800.0), chart.spectrum, chart.below, chart.unit, False
         )[0]
         assert not np.isfinite(covariance).all()
 

@@ -405,17 +405,27 @@ def test_hard_assignment_of_very_many_kinds_of_rows_is_refused():
     assert np.isfinite(values(fit(THREE, IRIS, labels=known, n_starts=2))).all()
 
 
-def test_weights_are_repeated_rows():
+@pytest.mark.parametrize("is_incomplete", [False, True])
+@pytest.mark.parametrize("kinds", [None, 10])
+def test_weights_are_repeated_rows(kinds, is_incomplete):
+    """The whole search; and what is known of a row holds exactly in either."""
     rng = np.random.default_rng(11)
     weight = rng.integers(0, 3, 150)
-    known = some_probabilities(rng, 150, 3)
-    options = {"tol": 1e-8}
-    one = fit(THREE, IRIS, labels=known, sample_weight=weight, **options)
-    repeated = np.repeat(IRIS.to_numpy(), weight, axis=0)
-    two = fit(THREE, repeated, labels=np.repeat(known, weight, axis=0), **options)
-    assert_allclose(values(one), values(two), rtol=1e-7, atol=1e-9)
+    known = some_probabilities(rng, 150, 3, kinds=kinds)
+    known = known[rng.integers(len(known), size=150)]
+    x = IRIS.to_numpy(copy=True)
+    if is_incomplete:
+        x[rng.random(x.shape) < 0.1] = np.nan
+    options = {"missing": "marginalise", "keep_responsibilities": True}
+    one = fit(THREE, x, labels=known, sample_weight=weight, **options)
+    times = (np.repeat(a, weight, axis=0) for a in (x, known))
+    two = fit(THREE, next(times), labels=next(times), **options)
+    assert_allclose(values(one), values(two), rtol=1e-10)
     for name in ("weight", "mean", "covariance"):
-        assert_allclose(one["standard_error"][name], two["standard_error"][name], rtol=1e-5)
+        assert_allclose(one["standard_error"][name], two["standard_error"][name], rtol=1e-9)
+    r = one["responsibilities"]["responsibility"].to_numpy()
+    assert_array_equal(r[known == 0], 0.0)
+    assert_array_equal(r[known == 1], 1.0)
 
 
 def test_labels_and_missing_values_go_together():

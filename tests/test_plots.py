@@ -21,7 +21,8 @@ from scipy.stats import chi2
 
 from bayesgmm.comparison import compare
 from bayesgmm.errors import ArgumentError
-from bayesgmm.plots import Forest, ellipse, plot_compare, plot_density
+from bayesgmm.forest import Forest, plot_compare
+from bayesgmm.plots import ellipse, plot_density
 
 FEATURES = ("eruptions", "waiting")
 

@@ -567,7 +567,7 @@ class TestRefusals:
     def test_specifications_without_a_posterior(self) -> None:
         with pytest.raises(ArgumentError, match="maximum likelihood only"):
             sample_posterior(GaussianMixture(2, prior=None), table("faithful"))
-        with pytest.raises(NotYetSupportedError, match="VVE"):
-            sample_posterior(GaussianMixture(2, "VVE"), table("faithful"))
+        with pytest.raises(NotYetSupportedError, match="noise"):
+            sample_posterior(GaussianMixture(2, noise=True), table("faithful"))
         with pytest.raises(DataError):
             sample_posterior(GaussianMixture(2), [[1.0, np.nan], [2.0, 3.0]])

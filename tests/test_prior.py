@@ -7,16 +7,33 @@ computed here by finite differences from the covariances alone.
 
 from __future__ import annotations
 
+from functools import partial
+
+import models
 import numpy as np
 import pytest
-from models import ALL, Parts, parts
-from scipy.stats import beta, dirichlet, halfnorm, invgamma, invwishart, kstest, lognorm, norm
-from test_op import covariances_by_hand
+from models import ALL, POLAR, Parts, parts
+from scipy.stats import (
+    beta,
+    dirichlet,
+    halfnorm,
+    invgamma,
+    invwishart,
+    ks_2samp,
+    kstest,
+    lognorm,
+    norm,
+)
+from test_op import covariances_by_hand, rotation
 
 from bayesgmm.covariance import Covariance
+from bayesgmm.data import read_for
+from bayesgmm.density import target
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import FamilyChart
+from bayesgmm.moments import Parameters
+from bayesgmm.nuts import run_nuts, start_around
 from bayesgmm.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
 from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data, resolve
@@ -30,6 +47,7 @@ CASES = [
     (letters, prior)
     for letters in ALL
     for prior in (CONJUGATE, LOG_NORMAL, INVERSE_GAMMA, HALF_NORMAL)
+    if prior is CONJUGATE or letters not in POLAR
     if prior in (CONJUGATE, LOG_NORMAL) or letters not in PARTLY_SHARED
 ]
 NAMES = {CONJUGATE: "conjugate", LOG_NORMAL: "lognormal"}
@@ -68,15 +86,30 @@ def vech(matrix: np.ndarray) -> np.ndarray:
     return matrix[np.tril_indices(len(matrix))]
 
 
-def log_invariant(model: Parts, covariance: np.ndarray) -> float:
+def log_uniform(model: Parts, vector: np.ndarray) -> float:
+    """The density of uniform rotations over the vector, from M' dM: Maurer and Cartan's form."""
+    d, p = model.chart.d, model.chart.spectrum.shape[1]
+    below = vector[p : p + model.chart.below.shape[1]].reshape(-1, d * (d - 1) // 2)
+    strict = np.tril_indices(d, -1)
+
+    def turn(v: np.ndarray, here: np.ndarray) -> np.ndarray:
+        return (rotation(here, d).T @ rotation(v, d))[strict]
+
+    return sum(log_jacobian(partial(turn, here=b), b) for b in below)
+
+
+def log_invariant(model: Parts, covariance: np.ndarray, vector: np.ndarray) -> float:
     """The invariant measure's density over the vector: of every distinct shape's whole matrix.
 
     |S|^-(d+1)/2 dS splits into volume and shape, so that shapes alone have it when the volume is
-    shared or not; in families of diagonal matrices the vector is already logarithms.
+    shared or not; in families of diagonal matrices the vector is already logarithms, and so are
+    spectra of those with axes of their own.
     """
     family, d = model.chart.family, model.chart.d
     if family.is_diagonal:
         return 0.0
+    if family.is_polar:
+        return log_uniform(model, vector)
     single = FamilyChart(Covariance("VVV"), 1, model.chart.unit)
     total = 0.0
     for matrix in covariance[: 1 if family.shape == "E" else len(covariance)]:
@@ -102,7 +135,9 @@ class TestDensity:
             simplex = np.log(theta.weight).sum()
             found = model.prior(at)
             sampled = found["weight"] + found["covariance"] + found["mean"]
-            gaps.append(sampled - value - simplex - log_invariant(model, theta.covariance))
+            vector = at[1 : 1 + model.chart.size]
+            measure = log_invariant(model, theta.covariance, vector)
+            gaps.append(sampled - value - simplex - measure)
         assert is_constant(gaps), gaps
 
     @pytest.mark.parametrize("letters", ALL)
@@ -110,6 +145,10 @@ class TestDensity:
     def test_weights_and_means_are_scipys(
         self, letters: str, prior: ConjugatePrior | SeparationPrior
     ) -> None:
+        if letters in POLAR and prior is not CONJUGATE:
+            with pytest.raises(ArgumentError, match="taken apart"):
+                parts(letters, prior)
+            return
         model = parts(letters, prior)
         stated = resolved(model, letters, prior)
         weights, means = [], []
@@ -210,7 +249,9 @@ class TestDensity:
             gaps.append(model.prior(at)["covariance"] - wanted)
         assert is_constant(gaps)
 
-    @pytest.mark.parametrize("letters", [x for x in ALL if not Covariance(x).is_common])
+    @pytest.mark.parametrize(
+        "letters", [x for x in ALL if not Covariance(x).is_common and x not in POLAR]
+    )
     def test_one_component_makes_families_one(self, letters: str) -> None:
         """With k = 1 the conjugate prior depends on shape and orientation being there, not on E."""
         model = parts(letters, CONJUGATE, 1)
@@ -260,7 +301,40 @@ def unconstrained(chart: FamilyChart, covariance: np.ndarray) -> np.ndarray:
 
 
 class TestDraws:
-    @every_case
+    @pytest.mark.parametrize("letters", POLAR)
+    def test_axes_and_spectra_have_the_density(self, letters: str) -> None:
+        """Against NUTS on the density itself, which knows nothing of angles and gammas."""
+        prior = ConjugatePrior(shrinkage=1.0, dof=7.0)
+        data = read_for(GaussianMixture(2, letters, prior), models.table("iris", 3))
+        spec = GaussianMixture(2, letters, prior)
+        stated = resolve(spec, data)
+        rng = np.random.default_rng(8)
+        draws = [draw_covariance(stated, Covariance(letters), 2, rng) for _ in range(250)]
+        alone = target(spec, data, stated).without_data()
+        begin = Parameters(np.full(2, 0.5), np.tile(stated.mean, (2, 1)), draws[0])
+        found = run_nuts(
+            start_around(begin, alone),
+            progress_bar=False,
+            draws=2000,
+            tune=1000,
+            chains=2,
+            cores=2,
+            seed=1,
+            target_accept=0.9,
+        )
+        points = found["posterior"]["point"].to_numpy()
+        sampled = alone.parameters(points.reshape(-1, points.shape[-1]))["covariance"][::10]
+        for f in (
+            lambda c: np.linalg.slogdet(c)[1][:, 0],
+            lambda c: np.log(c[:, 0, 0, 0] / c[:, 1, 0, 0]),
+            lambda c: c[:, 0, 0, 1] / np.sqrt(c[:, 0, 0, 0] * c[:, 0, 1, 1]),
+            lambda c: c[:, 1, 1, 2] / np.sqrt(c[:, 1, 1, 1] * c[:, 1, 2, 2]),
+        ):
+            assert ks_2samp(f(np.array(draws)), f(sampled)).pvalue > 1e-3
+
+    @pytest.mark.parametrize(
+        ("letters", "prior"), [case for case in CASES if case[0] not in POLAR], ids=str
+    )
     def test_draws_have_the_density(
         self, letters: str, prior: ConjugatePrior | SeparationPrior
     ) -> None:

@@ -296,7 +296,7 @@ def test_what_is_refused(faithful):
         profile(faithful, "weight[2]")
     with pytest.raises(ArgumentError, match="returns 2 numbers, not one"):
         profile(faithful, lambda p: p.weight)
-    with pytest.raises(ArgumentError, match="does not change with the parameters"):
+    with pytest.raises(ArgumentError, match="does not change with what is free"):
         profile(faithful, lambda p: 1.0)
     with pytest.raises(ArgumentError, match="ci_prob"):
         profile(faithful, "weight[0]", ci_prob=1.0)
