@@ -22,6 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import bayesgmm as bg
 from bayesgmm import tree
 from bayesgmm.data import read
+from bayesgmm.draws import begin
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -190,6 +191,19 @@ class TestDegenerateData:
             assert tree.point(found).weight.min() == pytest.approx(share, rel=1e-6)
         else:
             assert status(fit("VVV", x), "small-component") == "ok"
+
+    @pytest.mark.parametrize("kind", ["tiny", "nearly dependent"])
+    def test_chains_do_not_start_at_what_is_no_optimum(self, kind: str) -> None:
+        """But at the posterior's mode, of which the default prior makes one."""
+        rng = np.random.default_rng(1)
+        x = np.concatenate([rng.normal(size=(60, 2)), rng.normal(size=(3, 2)) + 12.0])
+        if kind == "nearly dependent":
+            x, _ = nearly_dependent(1e-9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BayesgmmWarning)
+            task = begin(bg.GaussianMixture(2, "VVV"), x, None, None, None, 0)
+        mode, _ = noted("VVV", x, estimate="map", n_starts=40)
+        same(task.pivot, tree.point(mode), rtol=1e-4)
 
     @pytest.mark.parametrize("family", ["VVV", "VVI", "EEE"])
     def test_rounded_numbers_and_many_components(self, family: str) -> None:

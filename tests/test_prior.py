@@ -29,7 +29,7 @@ from test_op import covariances_by_hand, rotation
 from bayesgmm.covariance import Covariance
 from bayesgmm.data import read_for
 from bayesgmm.density import target
-from bayesgmm.errors import ArgumentError
+from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.model import FamilyChart
 from bayesgmm.moments import Parameters
@@ -461,3 +461,16 @@ class TestNumbers:
             b = log_density(two, family, t.weight, scale * t.mean, scale**2 * t.covariance)
             gaps.append(float(a - b))
         assert is_constant(gaps, 1e-9)
+
+    @pytest.mark.parametrize("letters", ["VVV", "EEE", "EVE"])
+    def test_of_a_singular_covariance_the_diagonal_is_the_scale(self, letters: str) -> None:
+        x = np.random.default_rng(0).normal(size=(5, 8)) * np.geomspace(1.0, 1e4, 8)
+        few, many = (np.cov(part.T) for part in (x, np.vstack([x, np.eye(8), 2 * np.eye(8)])))
+        family, k = Covariance(letters), 2
+        share = k if family.is_common else 1
+        with pytest.warns(DataWarning, match=r"\[prior-scale\]"):
+            found = pseudo_data(ConjugatePrior(), family, k, mean=x.mean(axis=0), covariance=few)
+        wanted = np.diag(np.diag(few)) / k ** (2.0 / 8) / share
+        np.testing.assert_allclose(found.scatter, wanted, rtol=1e-15)
+        found = pseudo_data(ConjugatePrior(), family, k, mean=x.mean(axis=0), covariance=many)
+        np.testing.assert_allclose(found.scatter, many / k ** (2.0 / 8) / share, rtol=1e-15)
