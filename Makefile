@@ -7,7 +7,7 @@ SEED    ?= 1
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test validate bench lint format types notebooks ci constraints clean distclean
+.PHONY: help setup demo test validate studies bench lint format types notebooks ci constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ test: .venv/.stamp  ## run the tests (WORKERS=2, ARGS="-k name")
 
 validate: .venv/.stamp  ## run the long tests that `make test` leaves out
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+
+studies: .venv/.stamp  ## simulate how often intervals and tests are right, search for all optima: hours; writes docs/
+	$(PY) -m validation.coverage --workers $(WORKERS) --out docs/coverage.md
+	$(PY) -m validation.missing --workers $(WORKERS) --out docs/missing.md
+	$(PY) -m validation.lrt --workers $(WORKERS) --out docs/lrt.md
+	$(PY) -m validation.optima --workers $(WORKERS) --out docs/optima.md
 
 # Peers are installed here and nowhere else.
 .venv/.bench: .venv/.stamp

@@ -53,13 +53,6 @@ def thickness(parameters: Parameters, count: Array) -> tuple[Array, Array, Array
     """
     k = parameters.k
     ratio, near = np.ones(k), np.array(count, dtype=float)
-    weight = parameters.weight / parameters.weight.sum()  # of what is no noise
-    gap = parameters.mean - weight @ parameters.mean
-    outer = gap[:, :, None] * gap[:, None, :]
-    whole = _ratio(
-        np.einsum("k,kij->ij", weight, parameters.covariance + outer),
-        parameters.whitening,
-    )
     for j in range(k if k > 1 else 0):
         others = np.arange(k) != j
         gap = parameters.mean[j] - parameters.mean[others]
@@ -70,7 +63,16 @@ def thickness(parameters: Parameters, count: Array) -> tuple[Array, Array, Array
         share = count[others] * np.maximum(overlap, 1e-3)
         around = np.einsum("i,ijk->jk", share / share.sum(), parameters.covariance[others])
         ratio[j] = _ratio(around, parameters.whitening[j])
-    return whole, ratio, near
+    return _thickness(parameters), ratio, near
+
+
+def _thickness(parameters: Parameters) -> Array:
+    """Return each component's thickness beside the whole mixture."""
+    weight = parameters.weight / parameters.weight.sum()  # of what is no noise
+    gap = parameters.mean - weight @ parameters.mean
+    outer = gap[:, :, None] * gap[:, None, :]
+    whole = np.einsum("k,kij->ij", weight, parameters.covariance + outer)
+    return _ratio(whole, parameters.whitening)
 
 
 def _ratio(around: Array, whitening: Array) -> Array:
@@ -84,6 +86,8 @@ def expected_by_chance(parameters: Parameters, count: Array, family: Covariance)
     k, d = parameters.k, parameters.d
     if "V" not in (family.volume, family.shape):
         return np.full(k, -np.inf)  # no spectrum of its own
+    if not (_thickness(parameters) < THIN).any():  # as nearly always, and quickly seen
+        return np.full(k, -np.inf)
     whole, ratio, near = thickness(parameters, count)
     m = np.asarray(count, dtype=float)
     if family.shape == "I":

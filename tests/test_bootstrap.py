@@ -376,6 +376,16 @@ def test_another_optimum_is_told_of_and_taken_if_asked_for() -> None:
     assert_array_equal(two[~elsewhere], one[~elsewhere])
 
 
+def test_of_how_many_replicates_another_start_is_tried_can_be_said() -> None:
+    for audited in (0, 3):
+        boot = quiet(bootstrap, fitted(), draws=8, audited=audited, random_seed=2)
+        assert ("other-optima" in checks(boot)) == (audited > 0)
+        if audited:
+            assert "of 3 replicates" in checks(boot)["other-optima"].evidence
+        whole = booted()["posterior"]["mean"].to_numpy()
+        assert_array_equal(boot["posterior"]["mean"].to_numpy(), whole[:, :8])
+
+
 def test_ctrl_c_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     def until(n: int):
         def refit(task, number, *args, **kwargs):
@@ -457,11 +467,27 @@ def test_errors_can_take_the_place_of_a_fit_s() -> None:
     )
 
 
-def test_percentile_intervals_are_quantiles() -> None:
-    found = percentile_intervals(booted(), ci_prob=0.8)
-    draws = booted()["posterior"]["covariance"].to_numpy()[0]
-    assert_allclose(found["covariance"].to_numpy(), np.quantile(draws, [0.1, 0.9], axis=0))
+def test_percentile_intervals_are_order_statistics() -> None:
+    """The (B + 1) p-th (Davison & Hinkley 1997, section 5.2): of 99 draws the 10th and 90th."""
+    boot = booted().copy()
+    boot["posterior"] = xr.DataTree(boot["posterior"].to_dataset().isel(draw=slice(99)))
+    found = percentile_intervals(boot, ci_prob=0.8)
+    draws = np.sort(booted()["posterior"]["covariance"].to_numpy()[0, :99], axis=0)
+    assert_allclose(found["covariance"].to_numpy(), draws[[9, 89]], rtol=1e-13)
     assert list(found["bound"].to_numpy()) == ["lower", "upper"]
+
+
+def test_percentile_intervals_of_few_draws_hold_the_next_one_as_often_as_they_say() -> None:
+    rng, hits = np.random.default_rng(1), 0
+    boot = booted().copy()
+    for _ in range(60):
+        draws = booted()["posterior"].to_dataset().isel(draw=slice(39))
+        normal = rng.normal(size=draws["mean"].shape)
+        boot["posterior"] = xr.DataTree(draws.assign(mean=(draws["mean"].dims, normal)))
+        low, high = percentile_intervals(boot)["mean"].to_numpy()
+        hits += int(((low < (new := rng.normal(size=low.shape))) & (new < high)).sum())
+    n = 60 * 4  # a row of quantiles that interpolate within the draws would hold 90 %
+    assert abs(hits / n - 0.95) < 3.0 * np.sqrt(0.95 * 0.05 / n)
 
 
 def test_draws_survive_a_file(tmp_path) -> None:
@@ -483,6 +509,7 @@ def test_wrong_arguments_are_named() -> None:
         "kind": {"kind": "jackknife"},
         "draws": {"draws": 1},
         "restarts": {"restarts": -1},
+        "audited": {"audited": -1},
         "threads": {"threads": 0},
         "random_seed": {"random_seed": -1},
     }.items():

@@ -6,7 +6,6 @@ import json
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import registry
 from numpy.testing import assert_allclose
@@ -19,7 +18,6 @@ from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
 from bayesgmm.moments import Parameters
 from bayesgmm.profiling import profile
 from bayesgmm.tree import point
-from validation import coverage
 
 ids = str
 BOUND = chi2.ppf(0.95, 1)
@@ -316,25 +314,3 @@ def test_missing_values_are_integrated_over_on_the_way():
     assert found["loglik"].max().item() == pytest.approx(fit["criteria"]["loglik"].item())
     other = profile(fit, "mean[0, x1]")
     assert other["se"].item() == pytest.approx(bg.summary(fit).loc["mean[0, x1]", "se"], rel=1e-6)
-
-
-# The simulation of coverage
-
-
-def test_the_coverage_of_two_data_sets():
-    regime = coverage.regimes()[1]
-    methods = list(coverage.METHODS)
-    seeds = np.random.SeedSequence(1).spawn(2)
-    found = [coverage.one(regime, methods, seed) for seed in seeds]
-    records = coverage.summarise(regime, methods, found)
-    assert {r["method"] for r in records} == set(methods)
-    for record in records:
-        assert record["intervals"] == 2
-        misses = record["below"] + record["above"]
-        assert record["coverage"] == pytest.approx(1.0 - misses)
-        assert 0.5 < record["width"] < 2.0
-    text = coverage.page(pd.DataFrame(records), {regime.name: 0.0}, seed=1)
-    assert "| covariance[0, x0, x0] |" in text
-    again = coverage.one(regime, methods, np.random.SeedSequence(1).spawn(2)[0])
-    for name in methods:
-        assert_allclose(again[name], found[0][name], rtol=0, atol=0)

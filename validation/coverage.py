@@ -1,6 +1,7 @@
 """Coverage of 95 % intervals in three regimes, for each way to find them.
 
     python -m validation.coverage [--data-sets 1000] [--methods observed profile] [--out page.md]
+        [--keep found.jsonl]
 
 Each data set is fitted from its truth and from default starts, and the highest optimum is kept, as
 a user would.  Components get the labels of the truth (`labels.match`).  An interval that was not
@@ -9,19 +10,21 @@ Under the misspecified regime the truth is the mixture that is nearest to it (by
 Leibler), which is what maximum likelihood estimates.
 
 A further way is a function in `METHODS`: of a fit and the regime, with the lower and the upper
-bounds of weights, means and covariances, NaN where it has none.  The table goes to ``--out`` as
-Markdown, and beside it, as JSON, what it was made from.
+bounds of weights, means and covariances, NaN where it has none.  Replicates are `DRAWS` for each
+kind of bootstrap, started at the fit, without the search for other optima that `bootstrap` makes
+by default.  The table goes to ``--out`` as Markdown, and beside it, as JSON, what it was made from.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,6 @@ from bayesgmm import labels, quantities
 from bayesgmm.delta import errors_on_scale
 from bayesgmm.estimate import estimate_of
 from bayesgmm.profiling import profile
-from bayesgmm.progress import is_wanted
 from bayesgmm.rows import Row, parameter_rows, take, wald_interval
 from bayesgmm.tree import DIMS, point
 from bayesgmm.uncertainty import Kind
@@ -42,6 +44,9 @@ from bayesgmm.uncertainty import Kind
 LEVEL = 0.95
 STARTS = 10  # that of the truth, and default ones
 TAILS = 8  # degrees of freedom of the misspecified regime
+DRAWS = (
+    99  # of each bootstrap: percentiles are then the mean of two of them, errors are good to 7 %
+)
 
 Bounds = dict[str, np.ndarray]  # weight (k,), mean (k, d), covariance (k, d, d)
 
@@ -104,9 +109,9 @@ def regimes() -> list[Regime]:
 def nearest(truth: bg.Parameters, spec: bg.GaussianMixture) -> bg.Parameters:
     """Return the normal mixture nearest to one of Student's components, in one column.
 
-    Maximum likelihood on 40 000 quantiles as data, from the truth.
+    Maximum likelihood on 10 000 quantiles as data, from the truth and from default starts.
     """
-    m = 20_000
+    m = 5_000
     grid = student.ppf((np.arange(m) + 0.5) / m, TAILS)
     x = np.concatenate(
         [mu + f[0, 0] * grid for mu, f in zip(truth.mean, truth.factor, strict=True)]
@@ -114,26 +119,80 @@ def nearest(truth: bg.Parameters, spec: bg.GaussianMixture) -> bg.Parameters:
     weight = np.repeat(truth.weight, m)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bg.errors.BayesgmmWarning)
-        fit = bg.fit_em(spec, x[:, None], sample_weight=weight, start=truth)
+        fit = bg.fit_em(spec, x[:, None], sample_weight=weight, start=[truth, None], random_seed=1)
     return point(fit)
 
 
 # The ways to find an interval
 
 
-def wald(fit: xr.DataTree, regime: Regime, kind: Kind) -> tuple[Bounds, Bounds]:
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fit, and what several ways have in common."""
+
+    tree: xr.DataTree
+    regime: Regime
+
+    @cached_property
+    def resampled(self) -> xr.DataTree:
+        """The nonparametric bootstrap."""
+        return replicates(self, "nonparametric")
+
+
+def replicates(fit: Fitted, kind: str) -> xr.DataTree:
+    """Return a bootstrap."""
+    return bg.bootstrap(
+        fit.tree,
+        kind=kind,
+        draws=DRAWS,
+        audited=0,
+        threads=1,
+        random_seed=fit.tree.attrs["random_seed"],
+        progressbar=False,
+    )
+
+
+def around(fit: Fitted, se: Bounds) -> tuple[Bounds, Bounds]:
     """Return estimate -/+ 1.96 standard errors."""
-    estimate = estimate_of(fit)
-    se = estimate.uncertainty(kind).standard_errors()
-    unit = {"weight": 1.0, "mean": estimate.data.scale}
-    unit["covariance"] = np.outer(estimate.data.scale, estimate.data.scale)
-    each = {n: wald_interval(getattr(point(fit), n), getattr(se, n) * unit[n], LEVEL) for n in DIMS}
+    each = {n: wald_interval(getattr(point(fit.tree), n), se[n], LEVEL) for n in DIMS}
     return tuple({n: pair[i] for n, pair in each.items()} for i in (0, 1))
 
 
-def scaled(fit: xr.DataTree, regime: Regime) -> tuple[Bounds, Bounds]:
-    """Return the same on the logit scale of weights and the logarithmic one of variances."""
-    estimate = estimate_of(fit)
+def wald(fit: Fitted, kind: Kind) -> tuple[Bounds, Bounds]:
+    """Return intervals with errors from an information matrix."""
+    estimate = estimate_of(fit.tree)
+    se = estimate.uncertainty(kind).standard_errors()
+    unit = {"weight": 1.0, "mean": estimate.data.scale}
+    unit["covariance"] = np.outer(estimate.data.scale, estimate.data.scale)
+    return around(fit, {n: getattr(se, n) * unit[n] for n in DIMS})
+
+
+def bootstrapped(fit: Fitted, kind: str) -> tuple[Bounds, Bounds]:
+    """Return intervals with errors from a bootstrap."""
+    boot = fit.resampled if kind == "nonparametric" else replicates(fit, kind)
+    return around(fit, arrays(bg.standard_errors(boot)))
+
+
+def percentile(fit: Fitted) -> tuple[Bounds, Bounds]:
+    """Return the percentiles of the nonparametric bootstrap."""
+    ends = bg.percentile_intervals(fit.resampled, ci_prob=LEVEL)
+    return tuple(arrays(ends.sel(bound=bound)) for bound in ("lower", "upper"))
+
+
+def jackknifed(fit: Fitted) -> tuple[Bounds, Bounds]:
+    """Return intervals with errors from the jackknife."""
+    jack = bg.jackknife(fit.tree, threads=1, progressbar=False)
+    return around(fit, arrays(jack["standard_error"]))
+
+
+def arrays(group: xr.Dataset | xr.DataTree) -> Bounds:
+    """Return weights, means and covariances as arrays."""
+    return {n: group[n].to_numpy() for n in DIMS}
+
+
+def scaled(fit: Fitted) -> tuple[Bounds, Bounds]:
+    """Return Wald's on the logit scale of weights and the logarithmic one of variances."""
+    estimate, regime = estimate_of(fit.tree), fit.regime
     asked = quantities.together(quantities.parameters_of(regime.rows, estimate.data))
     se = errors_on_scale(estimate, estimate.uncertainty("observed"), asked)
     y = asked.on_scale(estimate.parameters)
@@ -141,23 +200,29 @@ def scaled(fit: xr.DataTree, regime: Regime) -> tuple[Bounds, Bounds]:
     return tuple(spread(regime, regime.rows, end) for end in ends)
 
 
-def profiled(fit: xr.DataTree, regime: Regime) -> tuple[Bounds, Bounds]:
+def profiled(fit: Fitted) -> tuple[Bounds, Bounds]:
     """Return profile-likelihood intervals of some parameters."""
+    regime = fit.regime
     rows = [row for row in regime.rows if row.label in regime.profiled]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bg.errors.FitWarning)
-        found = [profile(fit, row.label, ci_prob=LEVEL) for row in rows]
+        found = [profile(fit.tree, row.label, ci_prob=LEVEL) for row in rows]
     ends = (np.array([f[end].item() for f in found]) for end in ("lower", "upper"))
     return tuple(spread(regime, rows, end) for end in ends)
 
 
-Method = Callable[[xr.DataTree, Regime], tuple[Bounds, Bounds]]
+Method = Callable[[Fitted], tuple[Bounds, Bounds]]
 METHODS: dict[str, Method] = {
     "observed": partial(wald, kind="observed"),
     "observed, scaled": scaled,
     "sandwich": partial(wald, kind="sandwich"),
     "opg": partial(wald, kind="opg"),
     "profile": profiled,
+    "nonparametric": partial(bootstrapped, kind="nonparametric"),
+    "percentile": percentile,
+    "weighted": partial(bootstrapped, kind="weighted"),
+    "parametric": partial(bootstrapped, kind="parametric"),
+    "jackknife": jackknifed,
 }
 
 
@@ -186,40 +251,67 @@ def one(regime: Regime, methods: list[str], seed: np.random.SeedSequence) -> dic
         except bg.errors.NumericalError:
             near = None
         try:
-            start = [regime.target, *[None] * (STARTS - 1)]
-            fit = bg.fit_em(regime.spec, x, start=start, n_starts=STARTS, **settings)
+            start, n = [regime.target, None], STARTS - 1
+            fit = bg.fit_em(regime.spec, x, start=start, n_starts=n, n_finish=3, **settings)
         except bg.errors.NumericalError:
             return found | {"elsewhere": True}
-    order, _ = labels.match(point(fit), regime.target)
-    for name in methods:
-        try:
-            ends = METHODS[name](fit, regime)
-        except bg.errors.NumericalError:  # no maximum: no interval
-            continue
-        found[name] = np.column_stack(
-            [take({n: a[order] for n, a in end.items()}, regime.rows) for end in ends]
-        )
+        order, _ = labels.match(point(fit), regime.target)
+        fitted = Fitted(fit, regime)
+        for name in methods:
+            try:
+                ends = METHODS[name](fitted)
+            except bg.errors.NumericalError:  # no maximum: no interval
+                continue
+            except bg.errors.ArgumentError as refusal:
+                if "ambiguous labels" not in str(refusal):
+                    raise
+                continue
+            found[name] = np.column_stack(
+                [take({n: a[order] for n, a in end.items()}, regime.rows) for end in ends]
+            )
     gain = np.inf if near is None else float(fit["criteria"]["loglik"] - near["criteria"]["loglik"])
     return found | {"elsewhere": gain > 1e-3}
 
 
 def all_of(
-    regime: Regime, methods: list[str], n: int, seed: int, workers: int
+    regime: Regime, methods: list[str], n: int, seed: int, workers: int, keep: Path | None = None
 ) -> Iterator[dict[str, object]]:
-    """Yield the data sets, as they are finished; after Ctrl-C no more."""
-    seeds = np.random.SeedSequence([seed, regime.n]).spawn(n)
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(one, regime, methods, s) for s in seeds]
-        done = as_completed(futures)
-        if is_wanted(None):
-            from rich.progress import track
+    """Yield the data sets, those that are kept first, the others as they are finished.
 
-            done = track(done, description=regime.name, total=n, transient=True)
+    After Ctrl-C no more.
+    """
+    seeds = np.random.SeedSequence([seed, regime.n]).spawn(n)
+    known = kept(regime, methods, seed, keep)
+    yield from (known[i] for i in range(n) if i in known)
+    with ProcessPoolExecutor(workers) as pool:
+        left = [i for i in range(n) if i not in known]
+        futures = {pool.submit(one, regime, methods, seeds[i]): i for i in left}
         try:
-            for future in done:
-                yield future.result()
+            for count, future in enumerate(as_completed(futures), start=1 + n - len(left)):
+                found = future.result()
+                if keep:
+                    line = {"regime": regime.name, "seed": seed, "data_set": futures[future]}
+                    line |= {k: np.asarray(v).tolist() for k, v in found.items()}
+                    with keep.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                if count % 100 == 0:
+                    print(f"  {regime.name}: {count} of {n}", file=sys.stderr, flush=True)
+                yield found
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
+
+
+def kept(
+    regime: Regime, methods: list[str], seed: int, keep: Path | None
+) -> dict[int, dict[str, object]]:
+    """Return what an earlier run has found, by number of the data set."""
+    lines = keep.read_text().splitlines() if keep and keep.exists() else []
+    found = {}
+    for line in map(json.loads, lines):
+        if (line["regime"], line["seed"]) == (regime.name, seed) and set(methods) <= set(line):
+            values = {m: np.array(line[m]) for m in methods}
+            found[line["data_set"]] = values | {"elsewhere": line["elsewhere"]}
+    return found
 
 
 def summarise(
@@ -267,8 +359,11 @@ def page(table: pd.DataFrame, elsewhere: dict[str, float], seed: int) -> str:
 
 Written by `python -m validation.coverage --data-sets {n} --seed {seed}`: how often, in per cent, an
 interval holds the true value, of those that were found. The Monte Carlo error of a true 95 is
-{error:.1f}. *Scaled* intervals are symmetric on the logit scale of weights and the logarithmic one
-of variances. Profiles are taken of two parameters.
+{error:.1f}. Each is the estimate -/+ 1.96 standard errors, but for three. *Scaled* intervals are
+symmetric on the logit scale of weights and the logarithmic one of variances. *Profile* is by the
+likelihood, of two parameters. *Percentile* is by the draws of the *nonparametric* bootstrap, whose
+standard deviations are the errors of the column before it. Bootstraps have {DRAWS} draws, so that
+their errors are themselves uncertain by {100 / np.sqrt(2 * DRAWS):.0f} %.
 """
     for regime in regimes():
         part = table[table["regime"] == regime.name]
@@ -308,12 +403,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    keep = "a file of what was found in each data set, to go on from after an interruption"
+    parser.add_argument("--keep", type=Path, help=keep)
     options = parser.parse_args()
     records, elsewhere = [], {}
     for regime in regimes():
         if options.regimes and regime.name not in options.regimes:
             continue
-        arguments = (options.methods, options.data_sets, options.seed, options.workers)
+        arguments = (
+            options.methods,
+            options.data_sets,
+            options.seed,
+            options.workers,
+            options.keep,
+        )
         found = list(all_of(regime, *arguments))
         if found:
             records += summarise(regime, options.methods, found)
