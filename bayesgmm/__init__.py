@@ -17,27 +17,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayesgmm import datasets as datasets
-    from bayesgmm.bayes import sample_posterior as sample_posterior
-    from bayesgmm.comparison import compare as compare
-    from bayesgmm.comparison import format_table as format_table
-    from bayesgmm.comparison import to_frame as to_frame
     from bayesgmm.conditioning import conditional as conditional
     from bayesgmm.conditioning import marginal as marginal
     from bayesgmm.conditioning import regress as regress
     from bayesgmm.covariance import Covariance as Covariance
-    from bayesgmm.delta import derived as derived
-    from bayesgmm.delta import vcov as vcov
-    from bayesgmm.fit import fit_em as fit_em
-    from bayesgmm.forest import plot_compare as plot_compare
-    from bayesgmm.laplace import fit_laplace as fit_laplace
-    from bayesgmm.lrt import bootstrap_lrt as bootstrap_lrt
+    from bayesgmm.display.comparison import compare as compare
+    from bayesgmm.display.comparison import format_table as format_table
+    from bayesgmm.display.comparison import to_frame as to_frame
+    from bayesgmm.display.forest import plot_compare as plot_compare
+    from bayesgmm.display.page import report as report
+    from bayesgmm.display.plots import plot_density as plot_density
+    from bayesgmm.display.plots_em import plot_convergence as plot_convergence
+    from bayesgmm.display.plots_em import plot_select as plot_select
+    from bayesgmm.em.fit import fit_em as fit_em
+    from bayesgmm.inference.delta import derived as derived
+    from bayesgmm.inference.delta import vcov as vcov
+    from bayesgmm.inference.lrt import bootstrap_lrt as bootstrap_lrt
+    from bayesgmm.inference.profiling import profile as profile
+    from bayesgmm.inference.resampling import bootstrap as bootstrap
+    from bayesgmm.inference.resampling import jackknife as jackknife
+    from bayesgmm.inference.resampling import percentile_intervals as percentile_intervals
+    from bayesgmm.inference.resampling import standard_errors as standard_errors
+    from bayesgmm.inference.selection import Selection as Selection
+    from bayesgmm.inference.selection import select as select
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
-    from bayesgmm.model import to_pymc as to_pymc
     from bayesgmm.moments import Parameters as Parameters
-    from bayesgmm.page import report as report
-    from bayesgmm.plots import plot_density as plot_density
-    from bayesgmm.plots_em import plot_convergence as plot_convergence
-    from bayesgmm.plots_em import plot_select as plot_select
+    from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
+    from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
+    from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
@@ -47,14 +54,7 @@ if TYPE_CHECKING:
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
-    from bayesgmm.profiling import profile as profile
-    from bayesgmm.resampling import bootstrap as bootstrap
-    from bayesgmm.resampling import jackknife as jackknife
-    from bayesgmm.resampling import percentile_intervals as percentile_intervals
-    from bayesgmm.resampling import standard_errors as standard_errors
     from bayesgmm.rows import summary as summary
-    from bayesgmm.selection import Selection as Selection
-    from bayesgmm.selection import select as select
     from bayesgmm.tree import load as load
     from bayesgmm.tree import save as save
 
@@ -66,39 +66,39 @@ _WHERE = {
     "InverseGamma": "prior",
     "LogNormal": "prior",
     "Parameters": "moments",
-    "Selection": "selection",
+    "Selection": "inference.selection",
     "SeparationPrior": "prior",
-    "bootstrap": "resampling",
-    "bootstrap_lrt": "lrt",
-    "compare": "comparison",
+    "bootstrap": "inference.resampling",
+    "bootstrap_lrt": "inference.lrt",
+    "compare": "display.comparison",
     "conditional": "conditioning",
-    "derived": "delta",
-    "fit_em": "fit",
-    "fit_laplace": "laplace",
-    "format_table": "comparison",
-    "jackknife": "resampling",
+    "derived": "inference.delta",
+    "fit_em": "em.fit",
+    "fit_laplace": "posterior.laplace",
+    "format_table": "display.comparison",
+    "jackknife": "inference.resampling",
     "load": "tree",
     "marginal": "conditioning",
-    "percentile_intervals": "resampling",
-    "plot_compare": "forest",
-    "plot_convergence": "plots_em",
-    "plot_density": "plots",
-    "plot_select": "plots_em",
+    "percentile_intervals": "inference.resampling",
+    "plot_compare": "display.forest",
+    "plot_convergence": "display.plots_em",
+    "plot_density": "display.plots",
+    "plot_select": "display.plots_em",
     "predict": "prediction",
     "predict_proba": "prediction",
-    "profile": "profiling",
+    "profile": "inference.profiling",
     "regress": "conditioning",
-    "report": "page",
-    "sample_posterior": "bayes",
+    "report": "display.page",
+    "sample_posterior": "posterior.bayes",
     "save": "tree",
     "score": "prediction",
-    "select": "selection",
+    "select": "inference.selection",
     "simulate": "prediction",
-    "standard_errors": "resampling",
+    "standard_errors": "inference.resampling",
     "summary": "rows",
-    "to_frame": "comparison",
-    "to_pymc": "model",
-    "vcov": "delta",
+    "to_frame": "display.comparison",
+    "to_pymc": "posterior.model",
+    "vcov": "inference.delta",
 }
 _MODULES = ("datasets", "errors")
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from bayesgmm.errors import ArgumentError, BayesgmmWarning, PosteriorWarning
+from bayesgmm.errors import PACKAGE, ArgumentError, BayesgmmWarning, PosteriorWarning
 
 Status = Literal["ok", "warn", "fail"]
 _STATUSES: tuple[Status, ...] = ("ok", "warn", "fail")  # in order of severity
-_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 @dataclass(frozen=True)
@@ -130,4 +128,4 @@ def warn(verdict: Verdict, category: type[BayesgmmWarning]) -> None:
     is_posterior = issubclass(category, PosteriorWarning)
     code, what = ("posterior", "posterior draws") if is_posterior else ("fit", "fit")
     message = f"the {what} should not be relied on as found. {verdict}"
-    warnings.warn(category(f"{code}-not-good", message), skip_file_prefixes=(_PACKAGE,))
+    warnings.warn(category(f"{code}-not-good", message), skip_file_prefixes=(PACKAGE,))

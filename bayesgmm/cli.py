@@ -125,7 +125,7 @@ def fit(
 ) -> None:
     """Fit by maximum likelihood (EM); write OUT/mle.nc and print the estimates."""
     with told_plainly(debug):
-        from bayesgmm.fit import fit_em
+        from bayesgmm.em.fit import fit_em
         from bayesgmm.mixture import GaussianMixture
         from bayesgmm.tree import save
 
@@ -171,7 +171,7 @@ def select(
     Writes selection.csv, selection.png and the best fit, mle.nc, to OUT.
     """
     with told_plainly(debug):
-        from bayesgmm.selection import select as chosen_of
+        from bayesgmm.inference.selection import select as chosen_of
 
         if max_components < min_components:
             raise ArgumentError("max_components", f"is below --min-components {min_components}")
@@ -189,7 +189,7 @@ def select(
             random_seed=seed,
             **given.known,
         )
-        from bayesgmm.plots_em import plot_select
+        from bayesgmm.display.plots_em import plot_select
         from bayesgmm.tree import save
 
         table = selection.table
@@ -289,20 +289,20 @@ def _compare(
 
     refuse_unsupported(spec)  # before EM is run for nothing
     say("fitting by EM ...", sys.stderr)
-    from bayesgmm.fit import fit_em
+    from bayesgmm.em.fit import fit_em
     from bayesgmm.tree import save
 
     mle = fit_em(spec, given.frame, random_seed=seed, n_starts=n_starts, **given.known)
     save(mle, out / "mle.nc")
     stop_if_interrupted(mle)
     say("compiling and sampling by NUTS ...", sys.stderr)
-    from bayesgmm.bayes import sample_posterior
+    from bayesgmm.posterior.bayes import sample_posterior
 
     whole = given.without_missing()
     post = sample_posterior(spec, whole.frame, random_seed=seed, mle=mle, **whole.known, **sampling)
     save(post, out / "posterior.nc")
-    from bayesgmm import comparison as comparing
-    from bayesgmm.page import report
+    from bayesgmm.display import comparison as comparing
+    from bayesgmm.display.page import report
 
     comparison = comparing.compare(mle, post)
     write_csv(comparing.to_frame(comparison), out / "comparison.csv", excel_safe)

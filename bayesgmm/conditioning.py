@@ -24,7 +24,6 @@ Sung (2004), Gaussian mixture regression and classification, PhD thesis, Rice Un
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,16 +34,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayesgmm import kernel
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import read_like
-from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError, PosteriorWarning
+from bayesgmm.data.observations import read_like
+from bayesgmm.errors import (
+    PACKAGE,
+    ArgumentError,
+    ColumnNameError,
+    NotYetSupportedError,
+    PosteriorWarning,
+)
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.numeric import kernel
 from bayesgmm.prediction import mixtures_of
 from bayesgmm.tree import dataset, names_of, spec_of
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
 _NUMBERS = 1 << 18  # in the largest array of a block of rows
 _ENOUGH = 100.0  # effective draws below which averages over them say little
 # What stays true of a fit when columns are left out or given values.
@@ -187,7 +191,7 @@ def conditional[Fit: (xr.DataTree, Parameters)](
                 "values so improbable that they hardly count, and averages over the others say "
                 "little. Take more draws, or fit data that reach as far as these values",
             ),
-            skip_file_prefixes=(_PACKAGE,),
+            skip_file_prefixes=(PACKAGE,),
         )
     return found
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.errors import ArgumentError
-from bayesgmm.rotations import ascend
+from bayesgmm.numeric.rotations import ascend
 
 Array = NDArray[np.float64]
 

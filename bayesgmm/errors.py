@@ -7,9 +7,13 @@ and a remedy, and are also collected on the fit that they concern.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Where this package's code is: warnings point at the line that called it.
+PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class BayesgmmError(Exception):

@@ -42,7 +42,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from bayesgmm import kernel
 from bayesgmm.moments import (
     UNWEIGHTED,
     Array,
@@ -52,6 +51,7 @@ from bayesgmm.moments import (
     from_responsibilities,
     scatter,
 )
+from bayesgmm.numeric import kernel
 
 Index = NDArray[np.intp]
 Sums = Callable[[Array, Parameters, Array], Moments]

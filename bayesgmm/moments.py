@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from bayesgmm import kernel
+from bayesgmm.numeric import kernel
 
 Array = NDArray[np.float64]
 UNWEIGHTED: Array = np.empty(0)

@@ -24,16 +24,16 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayesgmm import kernel
 from bayesgmm.arguments import whole_number
-from bayesgmm.cells import Missing
-from bayesgmm.data import read_like
+from bayesgmm.data.cells import Missing
+from bayesgmm.data.mixing import UNRESOLVED, are_resolved
+from bayesgmm.data.observations import read_like
+from bayesgmm.data.table import tabulate
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, ShapeError
 from bayesgmm.groups import marginal, missing_constant, split
-from bayesgmm.mixing import UNRESOLVED, are_resolved
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
-from bayesgmm.table import tabulate
+from bayesgmm.numeric import kernel
 from bayesgmm.tree import DIMS, names_of, region_of
 
 Draws = list[tuple[Array, Array, Array]]

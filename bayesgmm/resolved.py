@@ -22,7 +22,6 @@ Lewandowski, Kurowicka & Joe (2009), J. Multivariate Analysis 100, 1989-2001 (LK
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data
-from bayesgmm.errors import ArgumentError, DataWarning, PosteriorWarning
+from bayesgmm.data.observations import Data
+from bayesgmm.errors import PACKAGE, ArgumentError, DataWarning, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.prior import (
@@ -46,7 +45,6 @@ from bayesgmm.prior import (
     SeparationPrior,
 )
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
 _SINGULAR = 1e-14  # an eigenvalue of the correlations, for each column, that is rounding
 
 
@@ -147,7 +145,7 @@ def pseudo_data(
                 "dependent ones), so that the prior's scale is made from its diagonal alone: no "
                 "column is thought to depend on another; ConjugatePrior(scale=) takes other numbers"
             )
-            warnings.warn(DataWarning("prior-scale", message), skip_file_prefixes=(_PACKAGE,))
+            warnings.warn(DataWarning("prior-scale", message), skip_file_prefixes=(PACKAGE,))
     if family.shape == "I":
         # One variance, inverse gamma (nu/2, s/2): as a matrix term this is s/d times the identity.
         scatter = np.eye(d) * (np.trace(scatter) / d / d)
@@ -408,6 +406,6 @@ def warn_if_improper(spec: GaussianMixture, data: Data) -> None:
             "scale, the conjugate prior, or a family with a common covariance (EEE, EEI, EII)"
         )
         warnings.warn(
-            PosteriorWarning("improper-posterior", message), skip_file_prefixes=(_PACKAGE,)
+            PosteriorWarning("improper-posterior", message), skip_file_prefixes=(PACKAGE,)
         )
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +17,11 @@ from sklearn.utils import Bunch, Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bayesgmm import mixture, prediction, tree
-from bayesgmm.errors import ArgumentError, FitWarning, NumericalError, WeightError
-from bayesgmm.fit import fit_em
+from bayesgmm.em.fit import fit_em
+from bayesgmm.errors import PACKAGE, ArgumentError, FitWarning, NumericalError, WeightError
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.prior import ConjugatePrior
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
 # What arguments of the functions called are called here.
 _CALLED = {"n": "n_samples", "n_starts": "n_init", "start": "init_params"}
 _CALLED |= {"covariance": "covariance_type", "random_seed": "random_state"}
@@ -235,7 +233,7 @@ class GaussianMixture(
             if self.estimate is not None:
                 raise
             text = f"the posterior mode is fitted, estimate='map', since {error}"
-            warnings.warn(FitWarning("no-maximum", text), skip_file_prefixes=(_PACKAGE,))
+            warnings.warn(FitWarning("no-maximum", text), skip_file_prefixes=(PACKAGE,))
         # The default scale is the whole covariance, which may be singular, too.
         x = np.ma.masked_invalid(table.to_numpy())
         weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)

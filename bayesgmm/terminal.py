@@ -95,7 +95,7 @@ class Source:
         return Input(frame, known)
 
     def _load(self, columns: Sequence[str] | None) -> pd.DataFrame:
-        from bayesgmm.tablefile import load_table
+        from bayesgmm.data.tablefile import load_table
 
         return load_table(
             self.file,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bayesgmm import em
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
+from bayesgmm.data.observations import Data, read
 from bayesgmm.datasets import load
-from bayesgmm.start import Start, from_labels, starts
+from bayesgmm.em import loop as em
+from bayesgmm.em.start import Start, from_labels, starts
 
 # (n, d, k, least distance of two means in sds, family)
 SIMULATED = (

@@ -18,9 +18,10 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 
-from bayesgmm import kernel_ops, moments
+from bayesgmm import moments
 from bayesgmm.moments import UNWEIGHTED, Parameters
-from bayesgmm.op import MixtureLogp
+from bayesgmm.numeric import kernel_ops
+from bayesgmm.posterior.op import MixtureLogp
 from benchmarks.problems import Problem, problem
 from benchmarks.timing import NULL, Seconds, agree, compared, enclosed, looped, race
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from bayesgmm.em import m_step
+from bayesgmm.em.loop import m_step
 from bayesgmm.moments import Moments, Parameters, accumulate
 from benchmarks.peers import Mclust, Sklearn
 from benchmarks.problems import QUICK_SIZES, REGIMES, SIZES, STRUCTURES, Problem, problem

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from bayesgmm import em
-from bayesgmm.data import read
+from bayesgmm.data.observations import read
+from bayesgmm.em import loop as em
+from bayesgmm.em.start import Start
 from bayesgmm.moments import Parameters
-from bayesgmm.start import Start
 from benchmarks.peers import Fit, Mclust, Sklearn
 from benchmarks.problems import Problem, problem
 from benchmarks.timing import compared
@@ -29,7 +29,7 @@ Fitter = Callable[[float], Fit]
 
 
 def accelerations() -> dict[str, dict[str, object]]:
-    """Return our ways to run EM by name: plain and, where `em.run` has them, accelerated."""
+    """Return our ways to run EM by name: plain and, where `loop.run` has them, accelerated."""
     parameter = inspect.signature(em.run).parameters.get("acceleration")
     if parameter is None:
         return {"ours, plain": {}}

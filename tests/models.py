@@ -19,13 +19,13 @@ import xarray as xr
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace
 
-from bayesgmm.bayes import sample_posterior
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.data import Data, read
-from bayesgmm.fit import fit_em
+from bayesgmm.data.observations import Data, read
+from bayesgmm.em.fit import fit_em
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import FamilyChart, build
 from bayesgmm.moments import Parameters
+from bayesgmm.posterior.bayes import sample_posterior
+from bayesgmm.posterior.model import FamilyChart, build
 
 GOLDEN = Path(__file__).parent / "golden"
 PYTHON = Mode(linker="py", optimizer="fast_compile")

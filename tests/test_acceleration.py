@@ -29,13 +29,15 @@ from test_em import (
 )
 
 import bayesgmm as bg
-from bayesgmm import em, multistart, tree
-from bayesgmm.acceleration import MEMORY, REACH, Bend, Path, bend, extrapolate, length_of
+from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.em import m_step, run
+from bayesgmm.em import loop as em
+from bayesgmm.em import multistart
+from bayesgmm.em.acceleration import MEMORY, REACH, Bend, Path, bend, extrapolate, length_of
+from bayesgmm.em.loop import m_step, run
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.errors import ArgumentError, NumericalError
 from bayesgmm.moments import Parameters, accumulate
-from bayesgmm.start import Start, from_labels
 
 
 def slow(seed: int = 1, n: int = 2000):
@@ -194,7 +196,7 @@ def test_squarem_is_the_papers_step():
 
 def test_anderson_solves_a_linear_problem_when_it_remembers_all_of_it(monkeypatch):
     """With as many pairs as unknowns it is the secant method: the fixed point itself."""
-    monkeypatch.setattr("bayesgmm.acceleration._RIDGE", 0.0)
+    monkeypatch.setattr("bayesgmm.em.acceleration._RIDGE", 0.0)
     rng = np.random.default_rng(0)
     a = rng.normal(size=(4, 4)) / 4
     fixed, points = rng.normal(size=4), rng.normal(size=(5, 4))

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from bayesgmm import simd
+from bayesgmm.numeric import simd
 from benchmarks import __main__ as command
 from benchmarks import gradient, growth, iteration, machine, report, roofline, sampling
 from benchmarks.child import environment

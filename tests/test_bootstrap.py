@@ -17,16 +17,22 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kurtosis, multivariate_normal
 
 import bayesgmm as bg
-from bayesgmm import refits, replicates, resampling, tree
+from bayesgmm import tree
 from bayesgmm.checks import Verdict
-from bayesgmm.comparison import compare
-from bayesgmm.data import Data, read
-from bayesgmm.em import run
+from bayesgmm.data.observations import Data, read
+from bayesgmm.display.comparison import compare
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
+from bayesgmm.inference import refits, replicates, resampling
+from bayesgmm.inference.resampling import (
+    bootstrap,
+    jackknife,
+    percentile_intervals,
+    standard_errors,
+)
 from bayesgmm.moments import Parameters
-from bayesgmm.resampling import bootstrap, jackknife, percentile_intervals, standard_errors
 from bayesgmm.rows import summary
-from bayesgmm.start import Start
 
 FAITHFUL = registry.table("faithful")
 ONE, TWO = bg.GaussianMixture(1, "VVV"), bg.GaussianMixture(2, "VVV")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from bayesgmm import cli
 from bayesgmm.checks import Check, Verdict
+from bayesgmm.data.tablefile import load_table
 from bayesgmm.errors import (
     ArgumentError,
     ColumnNameError,
@@ -31,7 +32,6 @@ from bayesgmm.errors import (
     NumericalError,
     ShapeError,
 )
-from bayesgmm.tablefile import load_table
 
 OK = Verdict((Check("rhat", "ok", "1.00"),))
 BAD = Verdict((Check("rhat", "warn", "1.02", "Sample longer."),))
@@ -89,12 +89,12 @@ class Engines:
 def engines(monkeypatch):
     fakes = Engines()
     for module, names in {
-        "bayesgmm.fit": ["fit_em"],
-        "bayesgmm.bayes": ["sample_posterior"],
+        "bayesgmm.em.fit": ["fit_em"],
+        "bayesgmm.posterior.bayes": ["sample_posterior"],
         "bayesgmm.tree": ["save"],
         "bayesgmm.rows": ["summary"],
-        "bayesgmm.comparison": ["compare", "to_frame", "format_table"],
-        "bayesgmm.page": ["report"],
+        "bayesgmm.display.comparison": ["compare", "to_frame", "format_table"],
+        "bayesgmm.display.page": ["report"],
     }.items():
         fake = types.ModuleType(module)
         for name in names:
@@ -297,7 +297,7 @@ def test_warnings_are_one_plain_message_each(engines, data, tmp_path, monkeypatc
         warnings.warn(FitWarning("fit-not-good", "see the verdict"), stacklevel=1)
         return fit_em(*arguments, **options)
 
-    monkeypatch.setattr(sys.modules["bayesgmm.fit"], "fit_em", warning_fit)
+    monkeypatch.setattr(sys.modules["bayesgmm.em.fit"], "fit_em", warning_fit)
     result = run("fit", data, "-k", 2, "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.strip() == "warning: [tied-rows] 3 rows are equal"

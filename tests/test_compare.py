@@ -12,8 +12,8 @@ import pytest
 import xarray as xr
 from scipy.stats import norm
 
-from bayesgmm import reasons
-from bayesgmm.comparison import (
+from bayesgmm.display import reasons
+from bayesgmm.display.comparison import (
     compare,
     format_number,
     format_table,
@@ -22,9 +22,9 @@ from bayesgmm.comparison import (
     reasons_of,
     to_frame,
 )
+from bayesgmm.display.reasons import Evidence, explain
 from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.reasons import Evidence, explain
 from bayesgmm.rows import parameter_rows, summary
 
 WAITING = 2  # position of mean[0, waiting] in the flat golden vector

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bayesgmm import errors
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.data import read, read_like
+from bayesgmm.data.observations import read, read_like
 from bayesgmm.moments import Parameters
 
 FULL, DIAGONAL = Covariance("VVV"), Covariance("VVI")

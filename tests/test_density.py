@@ -20,13 +20,13 @@ from models import ALL, PYTHON, table
 from pytensor.graph.replace import clone_replace
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read_for
-from bayesgmm.density import Target, compiled, target
+from bayesgmm.data.observations import Data, read_for
 from bayesgmm.errors import NumericalError
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import build
 from bayesgmm.moments import Parameters
-from bayesgmm.nuts import POINT, run_nuts, start_around
+from bayesgmm.posterior.density import Target, compiled, target
+from bayesgmm.posterior.model import build
+from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,

@@ -13,10 +13,10 @@ from scipy.special import expit, logit
 from scipy.stats import multivariate_normal
 
 import bayesgmm as bg
-from bayesgmm.coordinates import chart_about
-from bayesgmm.delta import derived, vcov
 from bayesgmm.errors import ArgumentError, ColumnNameError, FitWarning
-from bayesgmm.information import observed_information
+from bayesgmm.inference.delta import derived, vcov
+from bayesgmm.information.coordinates import chart_about
+from bayesgmm.information.observed import observed_information
 from bayesgmm.moments import Parameters, accumulate
 
 ids = str

@@ -16,10 +16,12 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import bayesgmm as bg
-from bayesgmm import em, tree
+from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
-from bayesgmm.em import UNUSABLE, run
+from bayesgmm.data.observations import Data, read
+from bayesgmm.em import loop as em
+from bayesgmm.em.loop import UNUSABLE, run
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.errors import (
     ArgumentError,
     FitWarning,
@@ -30,7 +32,6 @@ from bayesgmm.errors import (
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data
-from bayesgmm.start import Start, from_labels
 
 FAITHFUL = registry.table("faithful")
 TWO = bg.GaussianMixture(2, "VVV")

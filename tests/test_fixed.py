@@ -16,9 +16,9 @@ from scipy.stats import chi2, norm
 
 import bayesgmm as bg
 from bayesgmm import errors, tree
-from bayesgmm.estimate import estimate_of
-from bayesgmm.fixed import from_json, read_fixed
-from bayesgmm.replicates import simulated
+from bayesgmm.inference.estimate import estimate_of
+from bayesgmm.inference.replicates import simulated
+from bayesgmm.information.fixed import from_json, read_fixed
 
 FAITHFUL = registry.table("faithful")
 WAITING = FAITHFUL[["waiting"]]

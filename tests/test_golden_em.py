@@ -17,14 +17,15 @@ import registry
 from numpy.testing import assert_allclose
 
 import bayesgmm as bg
-from bayesgmm import em, tree
+from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
-from bayesgmm.em import run
+from bayesgmm.data.observations import Data, read
+from bayesgmm.em import loop as em
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import log_density, measure_exponent, pseudo_data
-from bayesgmm.start import Start, from_labels
 
 DATA = (
     *("EuroUnemployment", "acidity", "banknote", "crabs", "faithful"),

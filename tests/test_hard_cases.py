@@ -21,8 +21,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import bayesgmm as bg
 from bayesgmm import tree
-from bayesgmm.data import read
-from bayesgmm.draws import begin
+from bayesgmm.data.mixing import taken_apart
+from bayesgmm.data.observations import read
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -30,8 +30,8 @@ from bayesgmm.errors import (
     NumericalError,
     ScaleError,
 )
-from bayesgmm.mixing import taken_apart
 from bayesgmm.moments import Parameters
+from bayesgmm.posterior.draws import begin
 
 FAITHFUL = registry.table("faithful")
 OWN = ("VVV", "VVI", "VII", "EVV", "VEE", "VEV")

@@ -13,13 +13,13 @@ from numpy.testing import assert_allclose
 import bayesgmm as bg
 from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import read
-from bayesgmm.em import run
-from bayesgmm.information import observed_information
+from bayesgmm.data.observations import read
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start, from_labels
+from bayesgmm.information.observed import observed_information
 from bayesgmm.moments import UNWEIGHTED, Parameters, accumulate
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import PseudoData, pseudo_data, pseudo_moments
-from bayesgmm.start import Start, from_labels
 
 ids = str
 

@@ -13,17 +13,17 @@ from arviz_stats.base import array_stats
 from models import table
 from test_posterior import distances, gaps, prior_of, reference
 
-from bayesgmm import laplace
-from bayesgmm.bayes import sample_posterior
 from bayesgmm.checks import Verdict
-from bayesgmm.comparison import compare
-from bayesgmm.curvature import mode_near, quadratic_at
-from bayesgmm.data import read_for
-from bayesgmm.density import target
+from bayesgmm.data.observations import read_for
+from bayesgmm.display.comparison import compare
+from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import ArgumentError, NumericalError, PosteriorWarning
-from bayesgmm.fit import fit_em
-from bayesgmm.laplace import fit_laplace
 from bayesgmm.mixture import GaussianMixture
+from bayesgmm.posterior import laplace
+from bayesgmm.posterior.bayes import sample_posterior
+from bayesgmm.posterior.curvature import mode_near, quadratic_at
+from bayesgmm.posterior.density import target
+from bayesgmm.posterior.laplace import fit_laplace
 from bayesgmm.resolved import resolve
 from bayesgmm.tree import load, point, save
 

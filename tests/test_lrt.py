@@ -16,13 +16,14 @@ from numpy.testing import assert_array_equal
 from scipy.stats import binom
 
 import bayesgmm as bg
-from bayesgmm import lrt, tree
-from bayesgmm.em import run
+from bayesgmm import tree
+from bayesgmm.em.loop import run
+from bayesgmm.em.moves import splits
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.errors import ArgumentError, FitWarning
-from bayesgmm.lrt import bootstrap_lrt
-from bayesgmm.moves import splits
-from bayesgmm.replicates import data_of
-from bayesgmm.start import Start, from_labels
+from bayesgmm.inference import lrt
+from bayesgmm.inference.lrt import bootstrap_lrt
+from bayesgmm.inference.replicates import data_of
 
 FAITHFUL, ACIDITY = registry.table("faithful"), registry.table("acidity")
 ONE = bg.GaussianMixture(1, "VVV")

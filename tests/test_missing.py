@@ -16,16 +16,17 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import bayesgmm as bg
-from bayesgmm import errors, groups, search, tree
+from bayesgmm import errors, groups, tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
-from bayesgmm.em import run
+from bayesgmm.data.observations import Data, read
+from bayesgmm.em import search
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.groups import split, table
-from bayesgmm.information import observed_information
+from bayesgmm.information.observed import observed_information
 from bayesgmm.moments import UNWEIGHTED, Parameters, accumulate, assigned, gradient
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data
-from bayesgmm.start import Start, from_labels
 
 FAITHFUL = registry.table("faithful")
 IRIS = registry.table("iris")

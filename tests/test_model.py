@@ -18,15 +18,15 @@ from scipy.stats import kstest, multivariate_normal
 
 import bayesgmm as bg
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.data import read
+from bayesgmm.data.observations import read
+from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
-from bayesgmm.fit import fit_em
-from bayesgmm.kernel_ops import loglik_and_gradient
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import to_pymc
 from bayesgmm.moments import Parameters, accumulate
-from bayesgmm.op import MixtureLogp, MixtureRows
-from bayesgmm.predictive import draw_covariance
+from bayesgmm.numeric.kernel_ops import loglik_and_gradient
+from bayesgmm.posterior.model import to_pymc
+from bayesgmm.posterior.op import MixtureLogp, MixtureRows
+from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, SeparationPrior
 from bayesgmm.resolved import resolve
 from bayesgmm.tree import point

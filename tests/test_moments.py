@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.mixture import GaussianMixture as Peer
 
-from bayesgmm import kernel
 from bayesgmm.covariance import Covariance
 from bayesgmm.moments import (
     UNWEIGHTED,
@@ -28,6 +27,7 @@ from bayesgmm.moments import (
     responsibilities,
     scatter,
 )
+from bayesgmm.numeric import kernel
 
 FULL = Covariance("VVV")
 SIZES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (9, 3), (4, 20)]  # (k, d)

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 import bayesgmm as bg
 from bayesgmm import groups, moments, noise, tree
 from bayesgmm.cli import app
-from bayesgmm.coordinates import chart_about
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.data import read
+from bayesgmm.data.observations import read
 from bayesgmm.errors import ArgumentError, NotYetSupportedError
-from bayesgmm.estimate import estimate_of
-from bayesgmm.information import outer_products
+from bayesgmm.inference.estimate import estimate_of
+from bayesgmm.information.coordinates import chart_about
+from bayesgmm.information.observed import outer_products
 from bayesgmm.sklearn import GaussianMixture
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "noise.json").read_text())

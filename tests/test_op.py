@@ -14,10 +14,10 @@ from pytensor.gradient import NullTypeGradError, verify_grad
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from bayesgmm import kernel_ops
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.model import FamilyChart
-from bayesgmm.op import Chart, ChartPullback, ConjugateTerms, MixtureLogp, MixtureRows
+from bayesgmm.numeric import kernel_ops
+from bayesgmm.posterior.model import FamilyChart
+from bayesgmm.posterior.op import Chart, ChartPullback, ConjugateTerms, MixtureLogp, MixtureRows
 
 # The one runs `perform`, the other the compiled functions that nutpie runs.
 PYTHON = Mode(linker="py", optimizer="fast_compile")

@@ -14,14 +14,15 @@ from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 
 import bayesgmm as bg
-from bayesgmm import em, tree
+from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import read
+from bayesgmm.data.observations import read
+from bayesgmm.em import loop as em
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.errors import ArgumentError, BayesgmmWarning
-from bayesgmm.fixed import Fixed, read_fixed
-from bayesgmm.information import observed_information
+from bayesgmm.information.fixed import Fixed, read_fixed
+from bayesgmm.information.observed import observed_information
 from bayesgmm.moments import Parameters, accumulate
-from bayesgmm.start import Start, from_labels
 
 FAITHFUL = registry.table("faithful")
 IRIS = registry.table("iris")

@@ -18,13 +18,13 @@ from scipy.stats import multivariate_normal
 import bayesgmm as bg
 from bayesgmm import errors, groups, tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import Data, read
-from bayesgmm.em import run
+from bayesgmm.data.observations import Data, read
+from bayesgmm.data.partial_labels import read_labels
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start, from_labels
 from bayesgmm.groups import split, table
-from bayesgmm.information import observed_information
+from bayesgmm.information.observed import observed_information
 from bayesgmm.moments import UNWEIGHTED, Parameters, accumulate, assigned
-from bayesgmm.partial_labels import read_labels
-from bayesgmm.start import Start, from_labels
 
 IRIS = registry.table("iris")
 species = np.repeat([0, 1, 2], 50)

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import chi2
 
-from bayesgmm.comparison import compare
+from bayesgmm.display.comparison import compare
+from bayesgmm.display.forest import Forest, plot_compare
+from bayesgmm.display.plots import ellipse, plot_density
 from bayesgmm.errors import ArgumentError
-from bayesgmm.forest import Forest, plot_compare
-from bayesgmm.plots import ellipse, plot_density
 
 FEATURES = ("eruptions", "waiting")
 

@@ -14,10 +14,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 import bayesgmm as bg
+from bayesgmm.display.plots import Picture
+from bayesgmm.display.plots_em import plot_convergence, plot_select
 from bayesgmm.errors import ArgumentError
-from bayesgmm.plots import Picture
-from bayesgmm.plots_em import plot_convergence, plot_select
-from bayesgmm.selection import Selection
+from bayesgmm.inference.selection import Selection
 
 FAITHFUL = registry.table("faithful")
 

@@ -18,17 +18,17 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from models import GOLDEN, table
 
-from bayesgmm.bayes import sample_posterior
 from bayesgmm.checks import Verdict
-from bayesgmm.data import read
-from bayesgmm.density import compiled, target
+from bayesgmm.data.observations import read
+from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import ArgumentError, DataError, NotYetSupportedError, PosteriorWarning
-from bayesgmm.fit import fit_em
 from bayesgmm.labels import match
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import to_pymc
 from bayesgmm.moments import Parameters, log_density, responsibilities
-from bayesgmm.nuts import POINT, run_nuts, start_around
+from bayesgmm.posterior.bayes import sample_posterior
+from bayesgmm.posterior.density import compiled, target
+from bayesgmm.posterior.model import to_pymc
+from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import HalfNormal, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior_density
 from bayesgmm.resolved import resolve

@@ -27,14 +27,14 @@ from scipy.stats import (
 from test_op import covariances_by_hand, rotation
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import read_for
-from bayesgmm.density import target
+from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.model import FamilyChart
 from bayesgmm.moments import Parameters
-from bayesgmm.nuts import run_nuts, start_around
-from bayesgmm.predictive import draw_covariance
+from bayesgmm.posterior.density import target
+from bayesgmm.posterior.model import FamilyChart
+from bayesgmm.posterior.nuts import run_nuts, start_around
+from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
 from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data, resolve
 

@@ -13,10 +13,10 @@ from scipy.optimize import brentq, minimize
 from scipy.stats import chi2, norm
 
 import bayesgmm as bg
-from bayesgmm.delta import derived
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
+from bayesgmm.inference.delta import derived
+from bayesgmm.inference.profiling import profile
 from bayesgmm.moments import Parameters
-from bayesgmm.profiling import profile
 from bayesgmm.tree import point
 
 ids = str

@@ -15,9 +15,9 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from bayesgmm.comparison import compare, headline
+from bayesgmm.display.comparison import compare, headline
+from bayesgmm.display.page import report, to_html
 from bayesgmm.errors import ArgumentError
-from bayesgmm.page import report, to_html
 
 SCRIPT = "<script>alert(1)</script>"
 

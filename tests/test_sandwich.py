@@ -14,17 +14,17 @@ from scipy.stats import multivariate_normal
 import bayesgmm as bg
 from bayesgmm import tree
 from bayesgmm.covariance import Covariance
-from bayesgmm.data import read
-from bayesgmm.delta import derived, vcov
-from bayesgmm.em import run
+from bayesgmm.data.observations import read
+from bayesgmm.em.loop import run
+from bayesgmm.em.start import Start
 from bayesgmm.errors import ArgumentError, FitWarning
-from bayesgmm.estimate import Estimate
 from bayesgmm.groups import split
-from bayesgmm.information import outer_products
+from bayesgmm.inference.delta import derived, vcov
+from bayesgmm.inference.estimate import Estimate
+from bayesgmm.information.observed import outer_products
+from bayesgmm.information.uncertainty import KINDS
 from bayesgmm.moments import Parameters
 from bayesgmm.resolved import PseudoData
-from bayesgmm.start import Start
-from bayesgmm.uncertainty import KINDS
 
 ids = str
 

@@ -12,7 +12,6 @@ import pytest
 import registry
 
 import bayesgmm as bg
-from bayesgmm import selection
 from bayesgmm.errors import (
     ArgumentError,
     DataWarning,
@@ -20,7 +19,8 @@ from bayesgmm.errors import (
     MissingValueError,
     NumericalError,
 )
-from bayesgmm.selection import Selection, select
+from bayesgmm.inference import selection
+from bayesgmm.inference.selection import Selection, select
 
 FAITHFUL, IRIS = registry.table("faithful"), registry.table("iris")
 ACIDITY = registry.table("acidity")

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from bayesgmm import onepass
 from bayesgmm.moments import UNWEIGHTED, Parameters, accumulate, accumulate_plain
-from bayesgmm.simd import LANES, Code
+from bayesgmm.numeric import onepass
+from bayesgmm.numeric.simd import LANES, Code
 
 
 def elementwise(write):
@@ -146,7 +146,7 @@ def test_the_narrow_code_gives_the_same_sums():
             {name: has and "avx512" not in name for name, has in found.items()}
         )
         binding.get_host_cpu_name = lambda: ""
-        from bayesgmm import simd
+        from bayesgmm.numeric import simd
         assert simd.LANES == 4
         from tests.test_simd import assert_is_the_definition, problem
         for d in range(1, 12):
@@ -169,7 +169,7 @@ def test_the_first_call_may_come_from_many_threads_at_once():
     """Each variant is compiled once, by whoever is first; the others wait for it."""
     script = """
         import threading
-        from bayesgmm import onepass
+        from bayesgmm.numeric import onepass
         from tests.test_simd import problem, accumulate
         compiled = []
         original = onepass._compile

@@ -15,9 +15,9 @@ from scipy.stats import chi2, kurtosis
 
 import bayesgmm as bg
 from bayesgmm.covariance import Covariance
+from bayesgmm.em.tails import Tails, tails
 from bayesgmm.errors import BayesgmmWarning
 from bayesgmm.moments import Parameters, responsibilities
-from bayesgmm.tails import Tails, tails
 
 
 def found(x: np.ndarray, p: Parameters, weight: np.ndarray | None = None) -> Tails:

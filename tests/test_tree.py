@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesgmm.comparison import compare
+from bayesgmm.display.comparison import compare
+from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
-from bayesgmm.fit import fit_em
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.tree import DIMS, dataset, load, names_of, point, save, spec_of
 

@@ -11,12 +11,12 @@ import xarray as xr
 
 from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.em_verdict import em_verdict
+from bayesgmm.em.rivals import Rival
+from bayesgmm.em.tails import Tails
+from bayesgmm.em.verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
 from bayesgmm.moments import Parameters
-from bayesgmm.rivals import Rival
-from bayesgmm.tails import Tails
-from bayesgmm.verdict import label_free, posterior_verdict
+from bayesgmm.posterior.verdict import label_free, posterior_verdict
 
 CHECKS = {
     "non-finite-draws",

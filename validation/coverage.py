@@ -33,13 +33,14 @@ import xarray as xr
 from scipy.stats import t as student
 
 import bayesgmm as bg
-from bayesgmm import labels, quantities
-from bayesgmm.delta import errors_on_scale
-from bayesgmm.estimate import estimate_of
-from bayesgmm.profiling import profile
+from bayesgmm import labels
+from bayesgmm.inference import quantities
+from bayesgmm.inference.delta import errors_on_scale
+from bayesgmm.inference.estimate import estimate_of
+from bayesgmm.inference.profiling import profile
+from bayesgmm.information.uncertainty import Kind
 from bayesgmm.rows import Row, parameter_rows, take, wald_interval
 from bayesgmm.tree import DIMS, point
-from bayesgmm.uncertainty import Kind
 
 LEVEL = 0.95
 STARTS = 10  # that of the truth, and default ones

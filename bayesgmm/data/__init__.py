@@ -1,0 +1,1 @@
+"""From anything tabular to checked, anchored rows with names."""

@@ -1,0 +1,428 @@
+"""Data as the fits use them: checked, anchored and scaled once, with names and row labels.
+
+Each column is centred at its median and divided by a power of two near its standard deviation; both
+are exact or nearly so, so that an offset of 1e8 or a unit of 1e-8 costs no digits that the data
+hold.  What is no table is refused in `table`, what no mixture can be fitted to in `preflight`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bayesgmm.covariance import Array, Covariance
+from bayesgmm.data.anchoring import center_of, location_and_spread, moments_of, scale_of, total_of
+from bayesgmm.data.cells import Missing
+from bayesgmm.data.partial_labels import read_labels, refuse_impossible
+from bayesgmm.data.preflight import (
+    check_dependence,
+    observation_weights,
+    refuse_constant,
+    refuse_extreme_spread,
+    refuse_far_rows,
+    refuse_few_rows,
+    refuse_large_numbers,
+    refuse_unobserved,
+    warn_if_underdetermined,
+    warn_of_dropped_rows,
+    warn_of_empty_rows,
+    warn_of_far_rows,
+    warn_of_lost_digits,
+    warn_of_tied_rows,
+    warn_of_unseen_pairs,
+)
+from bayesgmm.data.table import Table, align, tabulate
+from bayesgmm.errors import ArgumentError, TooFewRowsError
+from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Parameters
+from bayesgmm.noise import shifted
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Observations ready to be fitted; made by `read`.
+
+    Attributes
+    ----------
+    x : (n, d) array
+        ``(values - center) / scale``, C-contiguous: anchored units. NaN where missing.
+    values : (n, d) array
+        What was given, in data units. NaN where missing.
+    weight : (n,) array
+        Frequencies of the observations, or shape (0,) when all are one.
+    names : tuple of str
+        The d column names.
+    index : pandas.Index
+        The n row labels.
+    center, scale : (d,) array
+        In data units. Scales are powers of two; one common value unless the family can be
+        rescaled column by column.
+    mean : (d,) array
+        Weighted column means, anchored units.
+    covariance : (d, d) array
+        Weighted covariance with divisor total weight - 1, anchored units. Where values are missing,
+        mean and covariance are those of one normal distribution by maximum likelihood.
+    fingerprint : str
+        ``"sha256:..."`` of values, names and weights, and of what is known of the components.
+    probability : (n, k) array
+        What is known of each row's component (`partial_labels`); shape (0, 0) if nothing is.
+    mix : (d, d) array, optional
+        Where columns are nearly dependent: the anchored values of the columns are
+        ``x @ mix.T``, and x, mean and covariance are in other coordinates (`mixing`).
+    """
+
+    x: Array
+    values: Array
+    weight: Array
+    names: tuple[str, ...]
+    index: pd.Index[Any]
+    center: Array
+    scale: Array
+    mean: Array
+    covariance: Array
+    fingerprint: str
+    probability: Array = field(default_factory=lambda: NO_LABELS)
+    mix: Array | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of rows, those of weight 0 included."""
+        return int(self.x.shape[0])
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return int(self.x.shape[1])
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights: the number of observations that they stand for."""
+        return float(self.weight.sum()) if self.weight.size else float(self.n)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The rows, by what is observed and known of them: one group if all are complete."""
+        return split(self.x, self.weight, self.probability)
+
+    @cached_property
+    def is_complete(self) -> bool:
+        """Whether no value is missing."""
+        return not np.isnan(self.x).any()
+
+    @cached_property
+    def filled(self) -> Array:
+        """The (n, d) anchored values, the missing ones replaced by what one normal expects."""
+        return (
+            self.x if self.is_complete else filled(self.groups, self.mean, self.covariance, self.x)
+        )
+
+    @property
+    def row_log_jacobian(self) -> Array | float:
+        """What turns anchored log-densities of the rows into ones in data units, by addition."""
+        log_scale = np.log(self.scale)
+        if not self.is_complete:
+            return -(~np.isnan(self.x) @ log_scale)
+        log_mix = 0.0 if self.mix is None else float(np.linalg.slogdet(self.mix)[1])
+        return -float(log_scale.sum()) - log_mix
+
+    @property
+    def log_jacobian(self) -> float:
+        """What turns an anchored log-likelihood into one in data units, by addition."""
+        each = self.row_log_jacobian
+        if isinstance(each, float):
+            return self.total_weight * each
+        return float(self.weight @ each if self.weight.size else each.sum())
+
+    def anchored(self, values: Array) -> Array:
+        """Return rows (m, d) in data units as rows of x."""
+        z = (values - self.center) / self.scale
+        return z if self.mix is None else np.ascontiguousarray(np.linalg.solve(self.mix, z.T).T)
+
+    def to_anchored(self, parameters: Parameters) -> Parameters:
+        """Return parameters given in data units in anchored units."""
+        covariance = parameters.covariance / self.scale[:, None] / self.scale
+        mean = (parameters.mean - self.center) / self.scale
+        # Densities go the other way than those of rows.
+        noise = shifted(parameters.noise, -self.row_log_jacobian)
+        found = replace(parameters, mean=mean, covariance=covariance, noise=noise)
+        if self.mix is None:
+            return found
+        # By the factors, so that the result is definite whatever the rounding.
+        factor = np.linalg.solve(self.mix, found.factor)
+        mean = np.linalg.solve(self.mix, mean.T).T
+        return replace(found, mean=mean, covariance=factor @ np.swapaxes(factor, 1, 2))
+
+    def by_column(self, parameters: Parameters) -> Parameters:
+        """Return parameters of x as those of the anchored columns."""
+        if self.mix is None:
+            return parameters
+        covariance = self.mix @ parameters.covariance @ self.mix.T
+        covariance = 0.5 * (covariance + np.swapaxes(covariance, 1, 2))
+        return replace(parameters, mean=parameters.mean @ self.mix.T, covariance=covariance)
+
+    def to_data_units(self, parameters: Parameters) -> Parameters:
+        """Return parameters given in anchored units in data units."""
+        found = self.by_column(parameters)
+        covariance = found.covariance * self.scale[:, None] * self.scale
+        mean = found.mean * self.scale + self.center
+        noise = shifted(parameters.noise, self.row_log_jacobian)
+        return replace(found, mean=mean, covariance=covariance, noise=noise)
+
+    def rows(self, index: NDArray[np.intp]) -> Data:
+        """Return some rows, in the units of all."""
+        weight = self.weight[index] if self.weight.size else self.weight
+        known = self.probability[index] if len(self.probability) else self.probability
+        x, values, labels = self.x[index], self.values[index], self.index[index]
+        return replace(self, x=x, values=values, weight=weight, index=labels, probability=known)
+
+    def with_weight(self, weight: Array) -> Data:
+        """Return the same rows with other weights (n,), in the same units: nothing else moves."""
+        return replace(self, weight=np.ascontiguousarray(weight, dtype=np.float64))
+
+    def original(self) -> Array:
+        """Return a copy of the (n, d) values in data units, as they were given."""
+        return self.values.copy()
+
+
+def read(
+    X: Any,
+    *,
+    sample_weight: Any = None,
+    family: Covariance | None = None,
+    n_components: int = 1,
+    columns: Sequence[str] | None = None,
+    missing: Missing = "error",
+    labels: Any = None,
+) -> Data:
+    """Check, anchor and scale a table of observations.
+
+    Parameters
+    ----------
+    X : (n, d) table, or one column of length n
+        NumPy, pandas, polars, pyarrow, xarray, a mapping or nested sequences. Never changed, and
+        copied, so that later changes to it do not reach the fit.
+    sample_weight : (n,) array, optional
+        Frequencies: weight 2 is the row twice, weight 0 is the row absent (for the checks too,
+        but its cells must be numbers).
+    family : Covariance, optional
+        Decides which checks apply and whether columns are scaled one by one.
+    n_components : int
+        How many distinct rows are needed at least.
+    columns : sequence of str, optional
+        The columns to use, in this order. Default: all.
+    missing : {"error", "drop", "marginalise"}
+        Missing values are refused, their rows left out, or kept as NaN. Then every check is of what
+        is observed; a row without any observed value or known component gets weight 0.
+    labels : (n,) or (n, k), optional
+        What is known of the rows' components; see `partial_labels.read_labels`.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    DataError
+        The subclass says what is wrong, the message where and what to do.
+    ArgumentError
+        If the family is for one dimension and the table has more, or labels are wrong.
+
+    Warns
+    -----
+    DataWarning
+        With code precision-loss, near-collinear, underdetermined, tied-rows, far-row,
+        unequal-scales, dropped-rows, empty-rows or never-together.
+    """
+    table = tabulate(X, columns, missing=missing)
+    names, index = table.names, table.index
+    n, d = table.values.shape
+    if family is not None and family.is_one_dimensional and d > 1:
+        raise ArgumentError(
+            "covariance", f"{family} is for one column, X has {d}; use EII, VII or another family"
+        )
+    every = index if table.whole is None else table.whole
+    weight = observation_weights(sample_weight, every)
+    probability = read_labels(labels, n_components, every)
+    if table.kept is not None:
+        weight, probability = _of_kept_rows(table.kept, weight, probability)
+        warn_of_dropped_rows(len(every), table.kept)
+    if n < 2 or (weight.size and np.count_nonzero(weight) < 2):
+        rest = "" if table.kept is None else " without missing values"
+        raise TooFewRowsError(
+            f"X has a single row{rest}; a mixture needs at least two distinct rows"
+        )
+    observed = ~np.isnan(table.values)
+    is_complete = bool(observed.all())
+    if not is_complete:
+        refuse_unobserved(observed, weight if weight.size else None, table)
+        weight = _without_empty_rows(observed, weight, probability, index)
+    refuse_impossible(probability, weight)
+    # Rows of weight 0 count as absent from here on, but stay in x.
+    present: Any = np.flatnonzero(weight) if (weight == 0).any() else slice(None)
+    frequency = weight[present] if weight.size else None
+
+    # Column after column in memory: sums down a column are faster so, and rounded less.
+    x = np.array(table.values, order="F")  # a copy even of a single column
+    for j, (_, difference) in table.integers.items():
+        x[:, j] = difference
+    rows = np.asfortranarray(x[present])
+    refuse_constant(rows, table, is_weighted=bool(weight.size))
+    refuse_few_rows(rows, n_components)
+    refuse_large_numbers(x, names)
+    median, spread = location_and_spread(rows, frequency)
+    refuse_extreme_spread(spread, names)
+    center, shift = center_of(median, table)
+    scale = scale_of(spread, names, family)
+    x -= shift
+    x /= scale
+    refuse_far_rows(x, index)
+    rows = np.asfortranarray(x[present])
+    warn_of_lost_digits(table, center, spread)
+    warn_of_far_rows(rows, index[present], names)
+    # What columns and rows have in common is looked for in complete rows.
+    complete, among = (rows, frequency) if is_complete else _complete_rows(rows, frequency)
+    enough = is_complete or len(complete) > 2 * d
+    if enough:
+        mean, covariance, deviation = moments_of(complete, among)
+    if family is not None:
+        if not family.is_diagonal and enough and len(complete) > d and np.diag(covariance).all():
+            rounding = float((table.epsilon * np.maximum(np.abs(center) / spread, 1.0)).max())
+            location = center + scale * mean
+            note = "" if is_complete else f" in its {len(complete)} complete rows"
+            check_dependence(deviation, covariance, location, scale, names, rounding, note)
+        if not (family.is_diagonal or is_complete):
+            warn_of_unseen_pairs(observed[present], names)
+        warn_if_underdetermined(total_of(rows, frequency), d, family, n_components)
+    warn_of_tied_rows(rows, frequency, center, scale)
+    if not is_complete:
+        total = total_of(rows, frequency)
+        of_rows = split(np.ascontiguousarray(rows), weight[present] if weight.size else weight)
+        mean, covariance = normal(of_rows, (median - shift) / scale, spread / scale)
+        covariance *= total / (total - 1.0)
+    return Data(
+        x=np.ascontiguousarray(x),
+        values=table.values,
+        weight=weight,
+        names=names,
+        index=index,
+        center=center,
+        scale=scale,
+        mean=mean,
+        covariance=covariance,
+        fingerprint=_fingerprint(table, weight, probability),
+        probability=probability,
+    )
+
+
+def read_for(
+    spec: GaussianMixture,
+    X: Any,
+    *,
+    sample_weight: Any = None,
+    columns: Sequence[str] | None = None,
+    missing: Missing = "error",
+    labels: Any = None,
+) -> Data:
+    """Read a table for a specification: `read` with its family and number of components."""
+    return read(
+        X,
+        sample_weight=sample_weight,
+        family=spec.covariance,
+        n_components=spec.n_components,
+        columns=columns,
+        missing=missing,
+        labels=labels,
+    )
+
+
+def read_like(
+    X: Any, names: Sequence[str], *, missing: Missing = "error"
+) -> tuple[Array, pd.Index[Any]]:
+    """Read new data for a mixture that was fitted to columns `names`.
+
+    Parameters
+    ----------
+    X : (n, d) table
+        As in `read`; one row or a constant column is fine. Columns are matched by name if X has
+        names, else taken in the order of `names`.
+    names : sequence of str
+    missing : {"error", "drop", "marginalise"}
+        As in `read`.
+
+    Returns
+    -------
+    values : (n, d) array
+        In data units, columns in the order of `names`.
+    index : pandas.Index
+        The row labels.
+
+    Raises
+    ------
+    ColumnNameError, ShapeError
+        If columns are missing or unexpected, or their number is wrong.
+    DataError
+        If cells are not finite numbers.
+    """
+    table = align(X, names, missing=missing)
+    return table.values, table.index
+
+
+# Which rows count
+
+
+def _of_kept_rows(kept: NDArray[np.intp], weight: Array, probability: Array) -> tuple[Array, Array]:
+    """Return weights and probabilities of some rows, in the form that says nothing if they do."""
+    if weight.size:
+        weight = weight[kept]
+        weight = np.empty(0) if (weight == 1).all() else weight
+        if weight.size and not weight.sum() > 1:
+            raise TooFewRowsError(
+                f"X has rows of total weight {weight.sum():g} without missing values; a mixture "
+                "needs at least two rows; missing='marginalise' uses incomplete rows"
+            )
+    if len(probability):
+        probability = probability[kept]
+        is_known = (probability != probability[:, :1]).any()
+        probability = probability if is_known else NO_LABELS
+    return weight, probability
+
+
+def _without_empty_rows(
+    observed: NDArray[np.bool_], weight: Array, probability: Array, index: pd.Index[Any]
+) -> Array:
+    """Return the weights, 0 for rows of which nothing is known."""
+    is_empty = ~observed.any(axis=1)
+    if weight.size:
+        is_empty &= weight > 0
+    if len(probability):
+        is_empty &= (probability == probability[:, :1]).all(axis=1)
+    if not is_empty.any():
+        return weight
+    warn_of_empty_rows(is_empty, index)
+    return np.where(is_empty, 0.0, weight if weight.size else 1.0)
+
+
+def _complete_rows(rows: Array, frequency: Array | None) -> tuple[Array, Array | None]:
+    whole = ~np.isnan(rows).any(axis=1)
+    return np.asfortranarray(rows[whole]), None if frequency is None else frequency[whole]
+
+
+def _fingerprint(table: Table, weight: Array, probability: Array) -> str:
+    digest = hashlib.sha256(json.dumps([table.values.shape, table.names]).encode())
+    values = np.where(np.isnan(table.values), np.nan, table.values)  # there are many NaNs
+    digest.update(np.ascontiguousarray(values + 0.0, dtype="<f8").data)  # -0.0 is 0.0
+    for _, difference in table.integers.values():
+        digest.update(difference.astype("<f8").data)
+    digest.update(weight.astype("<f8").data)
+    if len(probability):
+        digest.update(b"labels" + probability.astype("<f8").tobytes())
+    return f"sha256:{digest.hexdigest()}"

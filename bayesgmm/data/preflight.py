@@ -1,0 +1,441 @@
+"""Checks before any fit: what no mixture can be fitted to is refused, what makes it hard warned of.
+
+Each check takes numbers in an (n, d) array, NaN where missing, looks for one thing and returns
+nothing else:
+`ConstantColumnError`, `TooFewRowsError`, `ScaleError`, `CollinearColumnsError` or a `DataWarning`
+with the columns or rows, the evidence and a remedy.  `observation_weights` also converts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.linalg
+from numpy.typing import NDArray
+
+from bayesgmm.covariance import Array, Covariance
+from bayesgmm.data.cells import count, first_offending, row_label, to_numbers
+from bayesgmm.data.table import Table
+from bayesgmm.errors import (
+    PACKAGE,
+    CollinearColumnsError,
+    ConstantColumnError,
+    DataWarning,
+    MissingValueError,
+    ScaleError,
+    TooFewRowsError,
+    WeightError,
+)
+
+_EPSILON = float(np.finfo(np.float64).eps)
+_SMALLEST_SD, _LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, with room around them
+_LARGEST_VALUE = 1e165  # beyond it, neighbouring numbers differ by more than _LARGEST_SD
+_DEPENDENT = 1e-11  # residual of a column on the others, in its standard deviations
+_NEARLY_DEPENDENT = 1e6  # condition number of the standardised table: 1e12 for the correlations
+_FAR = 1e6  # distance from the median of a column, in those of half of the rows
+
+
+def _warn(code: str, message: str) -> None:
+    warnings.warn(DataWarning(code, message), skip_file_prefixes=(PACKAGE,))
+
+
+# What is missing
+
+
+def refuse_unobserved(observed: NDArray[np.bool_], frequency: Array | None, table: Table) -> None:
+    """Refuse columns of which next to nothing is observed."""
+    weight = observed.sum(axis=0) if frequency is None else frequency @ observed
+    if not (weight > 1.0).all():
+        j = int(np.argmin(weight))
+        what = "no observed value" if weight[j] == 0 else "observed values in a single row"
+        if weight[j] > 0 and frequency is not None:
+            what = f"observed values of total weight {weight[j]:g}"
+        names = [name for i, name in enumerate(table.names) if weight[i] > 1.0]
+        raise MissingValueError(
+            f"column {table.names[j]!r} has {what} among the rows that count, so that nothing can "
+            f"be said of it; drop it: columns={names}"
+        )
+
+
+def warn_of_dropped_rows(n: int, kept: NDArray[np.intp]) -> None:
+    """Warn of how many of the n rows were left out, and what that may do."""
+    out = n - len(kept)
+    _warn(
+        "dropped-rows",
+        f"{out} of {count(n, 'row')} left out, because of missing values ({out / n:.1%}); where "
+        "it depends on the other columns whether a value is missing, estimates from the rest are "
+        "biased: missing='marginalise' uses what is observed",
+    )
+
+
+def warn_of_empty_rows(is_empty: NDArray[np.bool_], index: pd.Index[Any]) -> None:
+    """Warn of rows of which nothing is known."""
+    which = np.flatnonzero(is_empty)
+    _warn(
+        "empty-rows",
+        f"{count(len(which), 'row')} without any observed value (first: row "
+        f"{row_label(index[which[0]])}): nothing is known of them, and they get weight 0",
+    )
+
+
+def warn_of_unseen_pairs(observed: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Warn of columns that are never observed in the same row."""
+    seen = observed.T.astype(np.float64) @ observed
+    pairs = np.argwhere(np.tril(seen == 0))
+    if len(pairs):
+        j, i = pairs[0]
+        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        _warn(
+            "never-together",
+            f"columns {names[i]!r} and {names[j]!r} are never observed in the same row{more}, so "
+            "that the data say next to nothing of their covariance: use a diagonal family (VVI, "
+            "EEI, ...), give a prior, or drop one",
+        )
+
+
+# Weights
+
+
+def observation_weights(sample_weight: Any, index: pd.Index[Any]) -> Array:
+    """Return checked frequencies of the rows, or an empty array when all are one."""
+    if sample_weight is None:
+        return np.empty(0)
+    n = len(index)
+    if isinstance(sample_weight, pd.Series):
+        own = sample_weight.index
+        is_labelled = not any(isinstance(labels, pd.RangeIndex) for labels in (own, index))
+        if is_labelled and not own.equals(index):
+            raise WeightError(
+                "sample_weight: its row labels are not those of X; use "
+                "sample_weight.reindex(X.index), or sample_weight.to_numpy() to go by position"
+            )
+    try:
+        given = np.asarray(sample_weight)
+    except ValueError as error:
+        raise WeightError(f"sample_weight: must be {n} numbers, one for each row") from error
+    if given.shape != (n,):
+        raise WeightError(
+            f"sample_weight: has shape {given.shape}, but X has {n} rows: give shape ({n},)"
+        )
+    numbers = to_numbers(pd.Series(given.astype(int) if given.dtype == bool else given))
+    if isinstance(numbers, str):
+        label = row_label(index[first_offending(given.astype(object))])
+        raise WeightError(f"sample_weight: holds {numbers}, first in row {label}; give {n} numbers")
+    weight = numbers.astype(np.float64)
+    for is_bad, what in (
+        (np.isnan(weight), "a missing value"),
+        (np.isinf(weight), "an infinite value"),
+        (weight < 0, "a negative value"),
+    ):
+        if is_bad.any():
+            i = int(np.argmax(is_bad))
+            raise WeightError(
+                f"sample_weight: {what} ({weight[i]:g}) in row {row_label(index[i])}; weights"
+                " are frequencies: finite and at least 0 (0 leaves the row out)"
+            )
+    if (weight == 1).all():
+        return np.empty(0)
+    with np.errstate(over="ignore"):
+        total = float(weight.sum())
+    if total == 0:
+        raise WeightError("sample_weight: all weights are 0, so no row is left")
+    if not 1 < total < np.inf:
+        raise WeightError(
+            f"sample_weight: the weights sum to {total:g}, but they are frequencies (weight 2 is "
+            "the row twice), so the sum counts observations and must be finite and exceed 1; "
+            "relative weights can be rescaled to sum to n: w * (len(w) / w.sum())"
+        )
+    if np.count_nonzero(weight) < 2:
+        label = row_label(index[int(np.argmax(weight))])
+        raise TooFewRowsError(f"sample_weight: only row {label} has a positive weight")
+    return weight
+
+
+# Variation
+
+
+def refuse_constant(rows: Array, table: Table, *, is_weighted: bool) -> None:
+    """Refuse columns that hold one value only."""
+    smallest = np.fmin.reduce(rows, axis=0)
+    constant = np.flatnonzero(smallest == np.fmax.reduce(rows, axis=0)).tolist()
+    if not constant:
+        return
+    listed = ", ".join(
+        f"{table.names[j]!r} (always "
+        f"{smallest[j] + (table.integers[j][0] if j in table.integers else 0):g})"
+        for j in constant
+    )
+    note = " among rows of positive weight" if is_weighted else ""
+    if len(constant) == len(table.names):
+        raise ConstantColumnError(f"no column varies{note}: {listed}; there is nothing to fit")
+    names = [name for j, name in enumerate(table.names) if j not in constant]
+    raise ConstantColumnError(
+        f"constant{note}: column {listed}; a Gaussian needs variation, so drop it: columns={names}"
+    )
+
+
+def refuse_few_rows(rows: Array, n_components: int) -> None:
+    """Refuse fewer distinct rows than components."""
+    head = rows[: 100 + 10 * n_components]
+    if _distinct_rows(head, n_components) == n_components:
+        return
+    if (found := _distinct_rows(rows, n_components)) < n_components:
+        raise TooFewRowsError(
+            f"X has {found} distinct rows, fewer than n_components={n_components}; "
+            f"use n_components={found} or less"
+        )
+
+
+def _distinct_rows(rows: Array, wanted: int) -> int:
+    """Count distinct rows, no further than `wanted`; no sorting. Missing is like missing."""
+    found = 0
+    while len(rows) and found < wanted:
+        found += 1
+        both_missing = (rows != rows) & (rows[0] != rows[0])
+        rows = rows[((rows != rows[0]) & ~both_missing).any(axis=1)]
+    return found
+
+
+# Scale and precision
+
+
+def refuse_large_numbers(x: Array, names: Sequence[str]) -> None:
+    """Refuse numbers whose neighbours are so far away that no spread can be measured."""
+    reach = np.maximum(-np.fmin.reduce(x, axis=0), np.fmax.reduce(x, axis=0))
+    if (reach > _LARGEST_VALUE).any():
+        j = int(np.argmax(reach))
+        _refuse_scale(names[j], f"holds numbers as large as {reach[j]:.3g}", reach[j])
+
+
+def refuse_extreme_spread(spread: Array, names: Sequence[str]) -> None:
+    """Refuse standard deviations that have no square."""
+    for name, sd in zip(names, spread, strict=True):
+        if not _SMALLEST_SD <= sd <= _LARGEST_SD:
+            _refuse_scale(name, f"has standard deviation {sd:.3g}", sd)
+
+
+def _refuse_scale(name: str, what: str, size: float) -> None:
+    unit = f"1e{round(np.log10(size)):+d}" if size > 0 else "its unit"
+    raise ScaleError(
+        f"column {name!r} {what}: its variance is beyond double precision; "
+        f"change the unit, for example divide the column by {unit}"
+    )
+
+
+def check_units(spread: Array, names: Sequence[str], family: Covariance) -> None:
+    """Refuse or warn of spreads that a family which depends on units cannot balance."""
+    ratio = spread.max() / spread.min()
+    wide, narrow = names[int(np.argmax(spread))], names[int(np.argmin(spread))]
+    what = f"columns {wide!r} and {narrow!r} differ in spread by a factor of {ratio:.2g}"
+    if ratio > _LARGEST_SD:
+        raise ScaleError(f"{what}, beyond double precision for {family}; standardise them")
+    if ratio > 1e6:
+        _warn(
+            "unequal-scales",
+            f"{what}, and {family} depends on their units: the narrow one hardly counts; "
+            "standardise the columns, or use a family that adapts (VVI, EEE, VVV)",
+        )
+
+
+def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
+    """Refuse rows of weight 0 that are beyond reach; those of positive weight are in the spread."""
+    too_far = np.fmax.reduce(np.abs(x), axis=1) > _LARGEST_SD
+    if too_far.any():
+        label = row_label(index[int(np.argmax(too_far))])
+        raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
+
+
+def far_rows(rows: Array) -> tuple[NDArray[np.bool_], int]:
+    """Return which rows are a million times as far out as half of them, and in which column.
+
+    They are at most d + 1, or they are none: more are a group.
+
+    Parameters
+    ----------
+    rows : (n, d) array
+        About the medians of the columns.
+    """
+    n, d = rows.shape
+    for j, column in enumerate(rows.T):
+        distance = np.abs(column[~np.isnan(column)])
+        # They are most of the sum of squares if there are any: so they are seldom looked for.
+        if distance.max() ** 2 * (d + 1) < 0.1 * np.square(distance).sum():
+            continue
+        half = float(np.median(distance))
+        is_far = np.abs(column) > _FAR * half
+        if half > 0 and 0 < np.count_nonzero(is_far) <= d + 1:
+            return is_far, j
+    return np.zeros(n, dtype=bool), -1
+
+
+def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str]) -> None:
+    """Warn of a few rows that are far from all others, and name the furthest."""
+    is_far, j = far_rows(rows)
+    if not is_far.any():
+        return
+    distance = np.abs(rows[:, j])
+    furthest, found = int(np.nanargmax(distance)), int(np.count_nonzero(is_far))
+    others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
+    _warn(
+        "far-row",
+        f"row {row_label(index[furthest])} is {distance[furthest] / np.nanmedian(distance):.2g} "
+        f"times as far from the median of column {names[j]!r} as half of the rows are{others}: "
+        "alone in a component with a covariance of its own it makes the likelihood infinite, and "
+        "default priors take their scale from it; correct or drop it, or use a family with a "
+        "common covariance (EEE, EEI, EII, E)",
+    )
+
+
+def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:
+    """Warn when so few digits vary that estimates cannot be exact to three."""
+    spacing = np.maximum(table.epsilon, _EPSILON) * np.maximum(np.abs(center), spread)
+    digits = np.log10(spread / spacing)
+    # Integers beyond 2**53 are exact in x; only what is reported in data units is rounded.
+    wanted = [6.0 if j in table.integers else 2.65 for j in range(len(center))]
+    if len(lost := np.flatnonzero(digits < wanted)):
+        listed = ", ".join(
+            f"column {table.names[j]!r} (offset {center[j]:.6g}, spread {spread[j]:.2g}, "
+            f"{max(digits[j], 0.0):.1f} digits)"
+            for j in lost
+        )
+        _warn(
+            "precision-loss",
+            f"the spread is so small beside the offset that few digits are left in {listed}; "
+            "subtract the offset before the numbers are stored",
+        )
+
+
+# Dependence
+
+
+def check_dependence(
+    deviation: Array,
+    covariance: Array,
+    location: Array,
+    scale: Array,
+    names: Sequence[str],
+    rounding: float,
+    among: str = "",
+) -> None:
+    """Refuse columns that are linear combinations of others; warn when they nearly are.
+
+    QR with pivoting of the standardised table sees a residual of 1e-9 standard deviations where
+    the correlation matrix, its square, sees none.
+
+    Parameters
+    ----------
+    deviation : (n, d) array
+        Weighted deviations from the mean, whose sums of squares are the variances.
+    covariance : (d, d) array
+        ``deviation.T @ deviation``.
+    location : (d,) array
+        Column means in data units.
+    scale : (d,) array
+        The unit of `deviation`, in data units.
+    names : sequence of str
+    rounding : float
+        Relative rounding error of the deviations, as they came.
+    among : str
+        Which rows these are, if they are not all.
+    """
+    d = len(names)
+    tolerance = max(_DEPENDENT, min(2.0 * rounding, 1e-4))
+    sd = np.sqrt(np.diag(covariance))
+    smallest = np.linalg.eigvalsh(covariance / sd[:, None] / sd)[0]
+    if smallest > max(1e-10, d / _NEARLY_DEPENDENT**2, tolerance**2):
+        return  # the usual case, without a pass over the rows
+    r, pivot = scipy.linalg.qr(deviation / sd, mode="r", pivoting=True, overwrite_a=True)
+    r = r[:d]
+    rank = int(np.count_nonzero(np.abs(np.diag(r)) > tolerance))
+    condition = np.inf if rank < d else float(np.linalg.cond(r))
+    if condition < _NEARLY_DEPENDENT:
+        return
+    basis = min(rank, d - 1)
+    coefficient = scipy.linalg.solve_triangular(r[:basis, :basis], r[:basis, basis:])
+    found = []
+    for c, dependent in zip(coefficient.T, pivot[basis:], strict=True):
+        null = np.zeros(d)
+        null[pivot[:basis]], null[dependent] = -c, 1.0
+        found.append(_relation(null, location, sd * scale, names))
+    if rank < d:
+        raise CollinearColumnsError(
+            f"X has columns that are linear combinations of others{among}: "
+            f"{'; '.join(found[:5])}. Drop one "
+            "column of each, or use a diagonal family (VVI, EEI, ...)"
+        )
+    _warn(
+        "near-collinear",
+        f"columns are nearly linear combinations of others{among}: {'; '.join(found)}, up to a "
+        f"residual of {abs(r[-1, -1]):.1g} standard deviations (condition number {condition:.1g}); "
+        "covariances keep few digits: drop a column or use a diagonal family",
+    )
+
+
+def _relation(null: Array, mean: Array, sd: Array, names: Sequence[str]) -> str:
+    """Write a null vector of the standardised columns as "x3 = 2*x1 + 0.5*x2"."""
+    involved = np.flatnonzero(np.abs(null) > 1e-6 * np.abs(null).max())
+    last = involved[-1]
+    slope = -null / null[last] * sd[last] / sd
+    terms = [(float(slope[j]), names[j]) for j in involved[:-1]]
+    parts = [slope[j] * mean[j] for j in involved[:-1]]
+    constant = float(mean[last] - sum(parts))
+    size = sum(map(abs, parts)) + abs(mean[last]) + sd[last]
+    if abs(constant) > 1e-8 * size:
+        terms.append((constant, ""))
+    text = ""
+    for value, name in terms[:8]:
+        sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
+        number = f"{abs(value):.4g}"
+        text += sign + (number if not name else name if number == "1" else f"{number}*{name}")
+    more = f" + ... ({len(terms)} terms)" if len(terms) > 8 else ""
+    return f"{names[last]} = {text}{more}"
+
+
+# Enough to estimate
+
+
+def warn_if_underdetermined(total: float, d: int, family: Covariance, k: int) -> None:
+    """Warn of more free parameters than observations."""
+
+    def count(letters: str) -> int:
+        return k - 1 + k * d + Covariance(letters).n_parameters(k, d)
+
+    if (needed := count(str(family))) > total:
+        _warn(
+            "underdetermined",
+            f"{family} with n_components={k} has {needed} free parameters for "
+            f"{total:.10g} rows; use fewer: tied (EEE) has {count('EEE')}, diag (VVI) "
+            f"{count('VVI')}, tied-diag (EEI) {count('EEI')}; or give a prior",
+        )
+
+
+def warn_of_tied_rows(rows: Array, frequency: Array | None, center: Array, scale: Array) -> None:
+    """Warn when one row makes up a tenth of the data: a component may shrink onto it.
+
+    The candidate comes from at most 4096 rows, evenly taken: whoever has a tenth shows there.
+    Missing is like missing.
+    """
+    if np.isnan(rows).any():
+        rows = np.where(np.isnan(rows), np.inf, rows)
+    n, d = rows.shape
+    thin = slice(None, None, -(-n // 4096))
+    sample, inverse = np.unique(rows[thin], axis=0, return_inverse=True)
+    thinned = None if frequency is None else frequency[thin]
+    candidate = sample[np.argmax(np.bincount(inverse.ravel(), thinned))]
+    is_tied = (rows == candidate).all(axis=1)
+    ties = float(np.count_nonzero(is_tied) if frequency is None else frequency[is_tied].sum())
+    total = float(n if frequency is None else frequency.sum())
+    if ties >= max(5.0, d + 2.0, 0.1 * total):
+        values = center + scale * candidate
+        words = ("missing" if np.isinf(v) else f"{v:.6g}" for v in values[:5])
+        shown = ", ".join(words) + ("..." if d > 5 else "")
+        _warn(
+            "tied-rows",
+            f"{ties:.10g} of {total:.10g} rows are the same point ({shown}): a "
+            "component can shrink onto it, where the likelihood has no bound; give a prior, or "
+            "model these rows apart",
+        )

@@ -1,0 +1,343 @@
+"""Anything tabular -> a float64 array with column names and row labels.
+
+What is not a table of real numbers is refused, with the column, the row and the value at fault.
+Libraries that may not be installed are recognised by what their objects can do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from bayesgmm.covariance import Array
+from bayesgmm.data.cells import (
+    Missing,
+    count,
+    listed,
+    refuse_not_finite,
+    refuse_unknown,
+    shown,
+    to_numbers,
+    why_not_numeric,
+)
+from bayesgmm.errors import (
+    ArgumentError,
+    ColumnNameError,
+    EmptyDataError,
+    NonNumericError,
+    ShapeError,
+)
+
+_EXACT = 2**53  # every integer up to here is a float64
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of numbers, in the units in which it came; NaN where they are missing.
+
+    Attributes
+    ----------
+    values : (n, d) array
+        A copy: never memory that the caller can still change.
+    names : tuple of str
+    index : pandas.Index
+        The n row labels.
+    epsilon : (d,) array
+        Relative spacing of the number type that each column came in: coarser for float32, 0 for
+        integers, which are exact.
+    integers : dict
+        For integer columns beyond 2**53, where float64 rounds: position of the column ->
+        (smallest value, differences from it), both exact.
+    kept : (n,) array, optional
+        Which rows these are, if others were dropped.
+    whole : pandas.Index, optional
+        The labels of all rows, if some were dropped.
+    """
+
+    values: Array
+    names: tuple[str, ...]
+    index: pd.Index[Any]
+    epsilon: Array
+    integers: dict[int, tuple[int, Array]]
+    kept: NDArray[np.intp] | None = None
+    whole: pd.Index[Any] | None = None
+
+
+def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing = "error") -> Table:
+    """Read a table, or some of its columns.
+
+    Parameters
+    ----------
+    X : (n, d) table, or one column of length n
+        A pandas, polars or pyarrow table, an xarray DataArray, a mapping from names to columns,
+        nested sequences, or anything that NumPy can convert.
+    columns : sequence of str, optional
+        Names of the columns to use, in this order. Default: all.
+    missing : {"error", "drop", "marginalise"}
+        Missing values are refused, their rows left out, or kept as NaN.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    DataError
+        One of its subclasses: ShapeError, EmptyDataError, ColumnNameError, NonNumericError,
+        MissingValueError, InfiniteValueError.
+    ArgumentError
+        If `columns` is not a sequence of names, or `missing` is unknown.
+    """
+    refuse_unknown(missing)
+    frame, _ = _frame(X)
+    names = _names(frame.columns)
+    if columns is not None:
+        if isinstance(columns, str):
+            raise ArgumentError("columns", f"must be a list of names, such as [{columns!r}]")
+        wanted = [str(name) for name in columns]
+        if not wanted:
+            raise EmptyDataError("columns: names no column; name at least one or leave it out")
+        absent = [name for name in wanted if name not in names]
+        if absent:
+            raise ColumnNameError(
+                f"columns: X has no {listed(absent)}{_did_you_mean(absent[0], names)}; "
+                f"it has {listed(names, 30)}"
+            )
+        chosen = [j for name in wanted for j, found in enumerate(names) if found == name]
+        frame, names = frame.iloc[:, chosen], tuple(names[j] for j in chosen)
+    _refuse_duplicates(names)
+    return _numbers(frame, names, missing)
+
+
+def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
+    """Read a table whose columns must be `names`: matched by name if it has names.
+
+    Parameters
+    ----------
+    X : (n, d) table
+        As in `tabulate`; without names of its own its columns are taken in the order of `names`.
+    names : sequence of str
+    missing : {"error", "drop", "marginalise"}
+        As in `tabulate`.
+
+    Returns
+    -------
+    Table
+        Its columns in the order of `names`.
+
+    Raises
+    ------
+    ColumnNameError, ShapeError
+        If columns are missing, unexpected, repeated, or too few or many.
+    DataError
+        As `tabulate`.
+    """
+    refuse_unknown(missing)
+    frame, is_named = _frame(X)
+    found, wanted = _names(frame.columns), tuple(names)
+    if is_named or set(found) == set(wanted):
+        absent = [name for name in wanted if name not in found]
+        extra = [name for name in found if name not in wanted]
+        if absent or extra:
+            parts = [f"{listed(absent)} missing"] * bool(absent)
+            parts += [f"{listed(extra)} unexpected"] * bool(extra)
+            raise ColumnNameError(
+                f"X: {'; '.join(parts)}. The mixture was fitted to {listed(wanted, 30)}: pass "
+                "these columns, in any order, or a plain array in this order"
+            )
+        _refuse_duplicates(found)
+        frame = frame.iloc[:, [found.index(name) for name in wanted]]
+    elif len(found) != len(wanted):
+        is_one_row = len(found) == 1 and len(frame) == len(wanted)
+        raise ShapeError(
+            f"X has {count(len(found), 'column')}, but the mixture was fitted to "
+            f"{len(wanted)} ({listed(wanted, 30)})"
+            + ("; one observation is a table of one row: np.reshape(X, (1, -1))" * is_one_row)
+        )
+    return _numbers(frame, wanted, missing)
+
+
+# Containers: everything becomes a DataFrame, without a copy where that is possible.
+
+
+def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
+    """Return X as a DataFrame, and whether its columns came with names."""
+    if isinstance(X, pd.DataFrame):
+        frame, is_named = X, not isinstance(X.columns, pd.RangeIndex)
+    elif isinstance(X, pd.Series):
+        frame, is_named = X.to_frame(), X.name is not None
+        frame.columns = pd.Index([X.name if is_named else "x0"], dtype=object)
+    elif isinstance(X, xr.DataArray):
+        frame, is_named = _frame_of_data_array(X)
+    elif isinstance(X, xr.Dataset | xr.DataTree):
+        raise ShapeError(
+            f"X is an xarray {type(X).__name__}, which holds several arrays; pass one of them, "
+            "X['name'], or X.to_dataframe()"
+        )
+    elif isinstance(X, Mapping):
+        frame, is_named = _frame_of_columns(list(X), X), True
+    elif hasattr(X, "column_names"):  # pyarrow
+        frame, is_named = _frame_of_columns(list(X.column_names), X), True
+    elif hasattr(X, "collect"):  # a lazy polars frame
+        return _frame(X.collect())
+    elif hasattr(X, "columns") and hasattr(X, "__getitem__"):  # polars, dask
+        frame, is_named = _frame_of_columns(list(X.columns), X), True
+    else:
+        array, name = _array(X), getattr(X, "name", None)
+        is_named = array.dtype.names is not None
+        frame = pd.DataFrame(array) if is_named else _frame_of_array(array)
+        if array.ndim == 1 and isinstance(name, str) and name:  # a polars Series
+            frame.columns, is_named = pd.Index([name]), True
+    if frame.shape[1] == 0:
+        raise EmptyDataError(f"X has {count(len(frame), 'row')} but no columns; pass at least one")
+    if len(frame) == 0:
+        raise EmptyDataError("X has no rows; was everything filtered out?")
+    return frame, is_named
+
+
+def _frame_of_data_array(X: xr.DataArray) -> tuple[pd.DataFrame, bool]:
+    frame = _frame_of_array(X.to_numpy(), f", dimensions {X.dims}")
+    labels = [X.indexes.get(dim) for dim in X.dims]
+    if X.ndim == 1:
+        labels.append(None if X.name is None else pd.Index([X.name], dtype=object))
+    frame = frame.set_axis(frame.index if labels[0] is None else labels[0], axis=0)
+    frame = frame.set_axis(frame.columns if labels[1] is None else labels[1], axis=1)
+    return frame, labels[1] is not None
+
+
+def _frame_of_columns(names: list[Any], columns: Any) -> pd.DataFrame:
+    """Put together a frame from any object that gives a column for a name."""
+    arrays = [_array(columns[name]) for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim != 1 or len(array) != len(arrays[0]):
+            raise ShapeError(
+                f"X: column {str(name)!r} has shape {array.shape}, column {str(names[0])!r} has "
+                f"{arrays[0].shape}; all columns must be one-dimensional and equally long"
+            )
+    series = {j: pd.Series(array, copy=False) for j, array in enumerate(arrays)}
+    frame = pd.DataFrame(series, copy=False)
+    frame.columns = pd.Index(names, dtype=object)
+    return frame
+
+
+def _frame_of_array(array: NDArray[Any], detail: str = "") -> pd.DataFrame:
+    if array.ndim not in (1, 2):
+        raise ShapeError(
+            f"X must be a table of observations by features (2-D) or one column (1-D), "
+            f"but it is {array.ndim}-D with shape {array.shape}{detail}"
+        )
+    if array.ndim == 1:
+        array = array[:, None]
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return pd.DataFrame(array, columns=[f"x{j}" for j in range(array.shape[1])], copy=False)
+
+
+def _array(X: Any) -> NDArray[Any]:
+    if isinstance(X, str | bytes):
+        raise ShapeError(f"X is text ({shown(X)}); read the file first: pandas.read_csv(path)")
+    if hasattr(X, "toarray"):
+        raise ShapeError(f"X is a sparse {type(X).__name__}; make it dense: X.toarray()")
+    try:
+        array = np.asarray(X)
+        if array.dtype.kind in "US" and isinstance(X, Sequence):
+            array = np.asarray(X, dtype=object)  # else one text turns all numbers into text
+    except (TypeError, ValueError) as error:
+        raise ShapeError(_why_no_table(X, str(error))) from error
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        array = np.array(array, dtype=object)
+        array[np.ma.getmaskarray(X)] = None
+    if array.ndim == 1 and array.dtype == object and len(array):
+        first = array[0]
+        if isinstance(first, Sequence | np.ndarray) and not isinstance(first, str | bytes):
+            raise ShapeError(_why_no_table(X, "its rows differ in length"))
+    if array.ndim == 0:
+        raise ShapeError(
+            f"X must be a table of observations by features (2-D) or one column (1-D), but it is "
+            f"a single {type(X).__name__} (0-D)"
+        )
+    return array
+
+
+def _why_no_table(X: Any, reason: str) -> str:
+    rows = [f"has length {len(r)}" if hasattr(r, "__len__") else "is a single number" for r in X]
+    for i, row in enumerate(rows):
+        if row != rows[0]:
+            return f"X is ragged: row {i} {row}, row 0 {rows[0]}"
+    return f"X is not a table of observations by features: {reason}"
+
+
+# Names
+
+
+def _names(labels: pd.Index[Any]) -> tuple[str, ...]:
+    names = []
+    for j, label in enumerate(labels):
+        if isinstance(label, tuple):
+            names.append(".".join(str(part) for part in label))
+        elif pd.api.types.is_scalar(label) and pd.isna(label):
+            names.append(f"x{j}")
+        else:
+            names.append(str(label))
+    return tuple(names)
+
+
+def _refuse_duplicates(names: Sequence[str]) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ColumnNameError(
+            f"X has several columns called {listed(repeated)} (names count as text); "
+            "rename them or select others"
+        )
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    lower = {other.lower(): other for other in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
+
+
+# Numbers
+
+
+def _numbers(frame: pd.DataFrame, names: tuple[str, ...], missing: Missing) -> Table:
+    n, d = frame.shape
+    values = np.empty((n, d))
+    epsilon = np.zeros(d)
+    integers: dict[int, tuple[int, Array]] = {}
+    offenders: dict[int, str] = {}
+    for j in range(d):
+        column = to_numbers(frame.iloc[:, j])
+        if isinstance(column, str):
+            offenders[j] = column
+            continue
+        with np.errstate(over="ignore"):  # a long double beyond 1e308 is reported as infinite
+            values[:, j] = column
+        if column.dtype.kind == "f":
+            epsilon[j] = max(np.finfo(np.float64).eps, np.finfo(column.dtype).eps)
+        elif max(-int(column.min()), int(column.max())) > _EXACT:
+            smallest = int(column.min())
+            # Modulo 2**64, so no difference overflows whatever the signs.
+            difference = column.view(np.uint64) - np.uint64(smallest % 2**64)
+            integers[j] = (smallest, difference.astype(np.float64))
+    if offenders:
+        raise NonNumericError(why_not_numeric(frame, names, offenders))
+    if np.isfinite(values).all():
+        return Table(values, names, frame.index, epsilon, integers)
+    refuse_not_finite(values, names, frame.index, missing)
+    if missing == "marginalise":
+        return Table(values, names, frame.index, epsilon, integers)
+    kept = np.flatnonzero(~np.isnan(values).any(axis=1))
+    if not len(kept):
+        raise EmptyDataError(
+            f"X has missing values in each of its {count(n, 'row')}: none is left; "
+            "missing='marginalise' uses incomplete rows"
+        )
+    left = _numbers(frame.iloc[kept], names, missing)
+    return replace(left, kept=kept, whole=frame.index)

@@ -1,0 +1,1 @@
+"""Fits beside each other: the comparison, its reasons, plots and the report."""

@@ -1,0 +1,240 @@
+"""The search for the maximum: starts, short runs, solutions of nested families, moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from bayesgmm.covariance import Covariance
+from bayesgmm.data.observations import Data
+from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
+from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers
+from bayesgmm.em.start import GIVEN, Partition, Start, partitions, starts, with_labels
+from bayesgmm.information.fixed import Fixed
+from bayesgmm.labels import Labels
+from bayesgmm.moments import Noise
+from bayesgmm.noise import crowded, with_noise
+from bayesgmm.resolved import PseudoData
+
+BRIEF = 20  # steps of a short run
+SAMPLE = 20_000  # rows that short runs are over
+_FINISH = 2  # whole runs in each nested family
+# Rows times components times squared features, up to which nested families are searched.
+_MOST_WORK = 1_000_000
+_GROUP = 30_000  # what a group of rows that are known in part costs besides
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a search share; see `loop.run`."""
+
+    prior: PseudoData | None = None
+    fixed: Fixed | None = None
+    max_iter: int = 10_000
+    tol: float = 1e-4
+    acceleration: Acceleration | None = "quasi-newton"
+    assignment: Assignment = "soft"
+    threads: int | None = None
+    noise: Noise | None = None  # what it starts with
+
+    @property
+    def of_run(self) -> dict[str, Any]:
+        """Return the arguments of `loop.run`."""
+        return {name: value for name, value in vars(self).items() if name != "noise"}
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """EM on one data set in one family: whole runs, and short ones on a part of the rows."""
+
+    data: Data
+    sample: Data
+    family: Covariance
+    settings: Settings
+
+    def go(self, start: Start | Run, stop: Event | None = None, **changes: Any) -> Run:
+        """Run from a start, or on from a run over all rows, to the end."""
+        settings = replace(self.settings, **changes)
+        found = run(self.data, self.family, start, stop=stop, **settings.of_run)
+        if settings.acceleration and found.reason in UNUSABLE:
+            # Where EM is slow, a long step may lead to a singularity that EM itself passes by.
+            settings = replace(settings, acceleration=None)
+            plain = run(self.data, self.family, start, stop=stop, **settings.of_run)
+            found = replace(plain, n_passes=found.n_passes + plain.n_passes)
+        return found
+
+    def brief(self, start: Start, stop: Event | None = None) -> Run:
+        """Run a few steps."""
+        steps = min(self.settings.max_iter, BRIEF)
+        settings = replace(self.settings, max_iter=steps, acceleration=None)
+        found = run(self.sample, self.family, start, stop=stop, **settings.of_run)
+        is_over = self.sample is self.data or found.reason == "interrupted"
+        return found if is_over or not found.is_usable else replace(found, reason="max_iter")
+
+    def on(self, found: Run, stop: Event | None = None, **changes: Any) -> Run:
+        """Run on from a short run to the end."""
+        is_whole = self.sample is self.data
+        start = found if is_whole else Start(found.method, found.parameters)
+        return self.go(start, stop, **changes)
+
+
+def find(
+    data: Data,
+    family: Covariance,
+    k: int,
+    settings: Settings,
+    *,
+    start: Any,
+    n_starts: int,
+    n_finish: int,
+    rng: np.random.Generator,
+    track: Track,
+) -> tuple[list[Run], list[int], Runner]:
+    """Search for the maximum.
+
+    Parameters
+    ----------
+    data : Data
+    family : Covariance
+    k : int
+    settings : Settings
+    start, n_starts, n_finish
+        As in `fit_em`.
+    rng : numpy.random.Generator
+    track : callable
+        Shows the progress of an iterable of known length.
+
+    Returns
+    -------
+    list of Run
+        One for each start, in their order, then one for each move that was run to its end.
+    list of int
+        For each the run that it was on the way to, as `multistart.search` gives it.
+    Runner
+        To run on.
+    """
+    sample = data
+    if data.n > SAMPLE:
+        sample = data.rows(np.sort(rng.choice(data.n, SAMPLE, replace=False)))
+    runner = Runner(data, sample, family, settings)
+    parts: list[Partition] = []
+    inner = _inner(sample, settings, k)
+    if start is None and k > 1:
+        parts = partitions(inner or sample, k, None, n_starts, rng)
+        begins = [p.begin(family) for p in parts]
+    else:
+        begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
+    # Few of the default partitions may differ; the search is no less thorough for that.
+    is_thorough = len(begins) > n_finish or (len(parts) > 0 and n_starts > n_finish)
+    if settings.assignment == "stochastic":  # no run says early what it promises
+        n_finish, is_thorough = len(begins), False
+    if len(begins) <= n_finish and sample is not data:
+        inner = _inner(data, settings, k)
+        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
+    fixed = settings.fixed
+    begins = in_order(begins, sample, family, fixed)
+    seeds = rng.integers(2**63, size=len(begins))
+    begins = [
+        replace(b, seed=int(s), parameters=with_noise(b.parameters, settings.noise))
+        for b, s in zip(begins, seeds, strict=True)
+    ]
+    n_workers = workers(data.n, data.d, k, len(begins), settings.threads)
+    runs, twins = search(runner.go, runner.brief, runner.on, begins, n_finish, n_workers, track)
+    if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
+        runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
+    if is_thorough and k > 1:
+        if parts and settings.prior is None and fixed is None and not len(data.probability):
+            runs += _from_nested(runner, k, parts, runs)
+        if not keeps_order(data, fixed):
+            runs += _moved(runner, runs, n_workers, track)
+    twins += range(len(twins), len(runs))
+    return runs, twins, runner
+
+
+def _inner(data: Data, settings: Settings, k: int) -> Data | None:
+    """Return the rows that clusters are looked for in, where some rows are noise."""
+    if settings.noise is None:
+        return None
+    return data.rows(crowded(data.x, 2 * k * (data.d + 1)))
+
+
+def keeps_order(data: Data, fixed: Fixed | None) -> bool:
+    """Whether components can be told apart by something known of them, and must not be moved."""
+    return len(data.probability) > 0 or (fixed is not None and fixed.names_components)
+
+
+def kinds(data: Data, fixed: Fixed | None) -> Labels | None:
+    """Return a number for each component, the same where the same is known; None if nothing is."""
+    known = [data.probability.T] if len(data.probability) else []
+    if fixed is not None:
+        k = len(fixed.weight)
+        known += [a.reshape(k, -1) for a in (fixed.weight, fixed.mean, fixed.covariance)]
+    if not known:
+        return None
+    rows = np.nan_to_num(np.concatenate(known, axis=1), nan=np.inf)
+    return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+
+
+def in_order(
+    begins: list[Start], data: Data, family: Covariance, fixed: Fixed | None
+) -> list[Start]:
+    """Return starts whose components are in the order of what is known of them.
+
+    The user's own stay as they are; see `start.with_labels` for what known labels add.
+    """
+    if len(data.probability):
+        begins = with_labels(data, family, data.probability.shape[1], begins)
+    if fixed is None or not fixed.names_components:
+        return begins
+    unit = np.sqrt(np.diagonal(data.covariance))
+    return [
+        b if b.method in GIVEN else replace(b, parameters=fixed.matched(b.parameters, unit))
+        for b in begins
+    ]
+
+
+def _moved(runner: Runner, runs: Sequence[Run], n_workers: int, track: Track) -> list[Run]:
+    top = _best(runs)
+    if top is None or is_interrupted(runs):
+        return []
+    return improve(runner.brief, runner.on, top, runner.family, n_workers, track)
+
+
+def _from_nested(
+    runner: Runner, k: int, parts: Sequence[Partition], runs: Sequence[Run]
+) -> list[Run]:
+    """Runs from the solutions in the largest nested families, each of them found by itself.
+
+    A solution of a family is one of every wider family, so that no wider one should end lower
+    because of its starts: the nested are tried with the same partitions, if that does not take
+    long; else in one short run each.
+    """
+    sample, settings = runner.sample, runner.settings
+    work = sample.n * k * sample.d**2 + _GROUP * (len(sample.groups) - 1)
+    begins = []
+    for family in runner.family.nested if not is_interrupted(runs) else ():
+        inside = replace(runner, family=family, data=sample)
+        own = [p.begin(family) for p in parts]
+        own = [replace(b, parameters=with_noise(b.parameters, settings.noise)) for b in own]
+        if work <= _MOST_WORK:
+            found, _ = search(inside.go, inside.brief, inside.on, own, _FINISH, 1, _untracked)
+        else:
+            found = [inside.brief(own[0])]
+        if is_interrupted(found):  # what is known stays
+            return [unknown(replace(runs[0], method=f"within {family}", reason="interrupted"))]
+        top = _best(found)
+        begins += [Start(f"within {family}", top.parameters)] if top else []
+    return run_all(runner.go, begins, 1, _untracked) if begins else []
+
+
+def _best(runs: Iterable[Run]) -> Run | None:
+    usable = (r for r in runs if r.is_usable and r.reason != "interrupted")
+    return max(usable, key=lambda r: r.height, default=None)
+
+
+def _untracked(items: Iterable[Any], total: int) -> Iterable[Any]:
+    return items

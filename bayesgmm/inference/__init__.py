@@ -1,0 +1,1 @@
+"""What follows from a fit by EM: functions of it, profiles, replicates, tests, selection."""

@@ -1,0 +1,1 @@
+"""A family's local coordinates, the observed information in them, and what is held fixed."""

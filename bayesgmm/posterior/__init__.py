@@ -1,0 +1,1 @@
+"""The posterior: coordinates, density, PyMC's model, NUTS, Laplace, the verdict on draws."""

@@ -1,0 +1,290 @@
+"""From unconstrained draws to a fit: what every way of drawing from a posterior shares."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from arviz_stats.loo import loo as psis_loo
+
+from bayesgmm import tree
+from bayesgmm.checks import Verdict
+from bayesgmm.data.mixing import refuse_unresolved
+from bayesgmm.data.observations import Data, read_for
+from bayesgmm.em.fit import fit_em, seed_of
+from bayesgmm.em.loop import UNUSABLE
+from bayesgmm.em.result import package_version, plain_index, versions
+from bayesgmm.errors import (
+    ArgumentError,
+    BayesgmmWarning,
+    FitWarning,
+    NumericalError,
+    collected,
+    to_json,
+)
+from bayesgmm.labels import align, apply
+from bayesgmm.mixture import GaussianMixture
+from bayesgmm.moments import Array, Parameters
+from bayesgmm.numeric import kernel_ops
+from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.verdict import label_free
+from bayesgmm.prior import ConjugatePrior
+from bayesgmm.resolved import (
+    PseudoData,
+    Separation,
+    describe,
+    log_density,
+    resolve,
+    warn_if_improper,
+)
+
+_MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
+
+
+class Clock:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Begin another lap; the last one gets this name."""
+        now = time.perf_counter()
+        self.laps[name] = now - self.last
+        self.last = now
+
+
+def _pivot(
+    spec: GaussianMixture,
+    X: Any,
+    data: Data,
+    mle: xr.DataTree | None,
+    sample_weight: Any,
+    columns: Any,
+    seed: int,
+) -> Parameters:
+    """EM's optimum in data units: where chains start, and whose labels the draws get."""
+    if mle is not None:
+        _check_pivot(mle, spec, data)
+        refuse_unresolved(tree.point(mle).covariance, "mle")
+        return tree.point(mle)
+    arguments: dict[str, Any] = {
+        "sample_weight": sample_weight,
+        "columns": columns,
+        "random_seed": seed,
+        "standard_errors": False,
+    }
+    with warnings.catch_warnings():
+        # What is wrong with the start is told by the draws' own verdict.
+        warnings.simplefilter("ignore", FitWarning)
+        warnings.simplefilter("ignore", BayesgmmWarning)
+        prior = spec.prior
+        has_mode = isinstance(prior, ConjugatePrior) and prior.weight_concentration >= 1.0
+        try:
+            found = fit_em(spec, X, **arguments)
+        except NumericalError:
+            if not has_mode:
+                raise
+        else:
+            if _is_usable(found) or not has_mode:
+                return tree.point(found)
+        # The likelihood has no usable maximum; the posterior, which is proper, has one.
+        return tree.point(fit_em(spec, X, estimate="map", **arguments))
+
+
+def _is_usable(fit: xr.DataTree) -> bool:
+    """Whether a fit is an optimum whose covariances are definite in floats."""
+    try:
+        refuse_unresolved(tree.point(fit).covariance)
+    except ArgumentError:
+        return False
+    return fit.attrs["stop_reason"] not in UNUSABLE
+
+
+def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
+    if not isinstance(mle, xr.DataTree) or not {"spec", "fingerprint"} <= set(mle.attrs):
+        raise ArgumentError("mle", "must be a whole fit by fit_em")
+    posterior = mle["posterior"].sizes
+    if mle.attrs.get("engine") != "em" or posterior["chain"] * posterior["draw"] != 1:
+        raise ArgumentError("mle", "has many draws; give the one point of a fit by fit_em")
+    if mle.attrs["fingerprint"] != data.fingerprint:
+        raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
+    other = tree.spec_of(mle)
+    if (other.n_components, other.covariance) != (spec.n_components, spec.covariance):
+        raise ArgumentError("mle", f"is of another specification: {other!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every way of drawing from a posterior begins with."""
+
+    data: Data
+    prior: PseudoData | Separation
+    pivot: Parameters
+    target: Target
+    seed: int
+    notes: list[BayesgmmWarning]
+    clock: Clock
+
+    def attributes(self, verdict: Verdict) -> dict[str, Any]:
+        """Return what the fit records of how it was made."""
+        return {
+            "verdict": verdict.to_json(),
+            "random_seed": self.seed,
+            "warnings": to_json(self.notes),
+            "prior": json.dumps(describe(self.prior, self.data.names)),
+            "timings": json.dumps(self.clock.laps),
+        }
+
+
+def begin(
+    spec: GaussianMixture,
+    X: Any,
+    sample_weight: Any,
+    columns: Any,
+    mle: xr.DataTree | None,
+    random_seed: int | None,
+) -> Task:
+    """Read the data, resolve the prior, and find EM's optimum."""
+    seed, clock = seed_of(random_seed), Clock()
+    with collected() as notes:
+        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
+        prior = resolve(spec, data)
+        warn_if_improper(spec, data)
+    pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
+    clock.lap("em")
+    return Task(data, prior, pivot, target(spec, data, prior), seed, notes, clock)
+
+
+def collect(
+    spec: GaussianMixture,
+    task: Task,
+    points: Array,
+    stats: xr.Dataset,
+    log_likelihood: bool | None,
+) -> tuple[xr.DataTree, Array | None]:
+    """Return draws as a fit, without a verdict, and the margins of their labels.
+
+    Parameters
+    ----------
+    spec : GaussianMixture
+    task : Task
+    points : (chain, draw, p) array
+        Unconstrained.
+    stats : Dataset
+        The sampler's statistics, by chain and draw, among them ``lp``, the target's value.
+    log_likelihood : bool or None
+        Whether to keep the log-likelihood of every row, and compute PSIS-LOO.
+
+    Returns
+    -------
+    DataTree
+    (chain, draw) array or None
+        None if there is only one component.
+    """
+    family, k = spec.covariance, spec.n_components
+    data, target = task.data, task.target
+    raw = target.parameters(points)
+    chains, kept = raw["mean"].shape[:2]
+    flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
+    labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot)
+    shape = (chains, kept)
+    aligned = {n: apply(labels.permutation, v).reshape(raw[n].shape) for n, v in flat.items()}
+    if log_likelihood is None:
+        log_likelihood = chains * kept * data.n <= _MAX_POINTWISE
+    rows = _log_likelihoods(data, flat) if log_likelihood else None
+    if rows is None:
+        loglik = stats["lp"].to_numpy() - target.without_data().values(points)
+    else:
+        loglik = rows.sum(axis=1).reshape(shape)
+    margin = labels.margin.reshape(shape)
+    both = ("chain", "draw")
+    index = {"chain": np.arange(chains), "draw": np.arange(kept)}
+    log_prior = log_density(task.prior, family, flat["weight"], flat["mean"], flat["covariance"])
+    stats = stats.assign(loglik=(both, loglik), log_prior=(both, log_prior.reshape(shape)))
+    posterior = tree.dataset(aligned, data.names, both)
+    free = xr.Dataset(
+        {
+            name: ((*both, *(f"{name}_dim{i}" for i in range(value.ndim - 2))), value)
+            for name, value in label_free(**raw).items()
+        }
+        | {"loglik": (both, loglik)},
+        coords=index,
+    )
+    obs = plain_index(data.index)
+    groups = {
+        "posterior": posterior,
+        "posterior_raw": tree.dataset(raw, data.names, both),
+        "labels": xr.Dataset(
+            {
+                "permutation": ((*both, "cluster"), labels.permutation.reshape(*shape, k)),
+                "margin": (both, margin),
+            },
+            coords=index | {"cluster": np.arange(k)},
+        ),
+        "label_free": free,
+        "sample_stats": stats,
+        "observed_data": xr.Dataset(
+            {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
+        ),
+        "constant_data": xr.Dataset(
+            {"sample_weight": ("obs", data.weight if len(data.weight) else np.ones(data.n))},
+            {"obs": obs},
+        ),
+    }
+    if rows is not None:
+        groups["log_likelihood"] = xr.Dataset(
+            {"x": ((*both, "obs"), rows.reshape(*shape, data.n))}, index | {"obs": obs}
+        )
+    fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
+    if rows is not None and (loo := _loo(fit)) is not None:
+        fit["criteria"] = xr.DataTree(loo)
+    fit.attrs |= {
+        "estimate": "posterior",
+        "spec": spec.to_json(),
+        "fingerprint": data.fingerprint,
+        "bayesgmm_version": package_version(),
+        "versions": json.dumps(
+            json.loads(versions())
+            | {name: version(name) for name in ("pymc", "pytensor", "nutpie", "arviz-stats")}
+        ),
+    }
+    return fit, margin if k > 1 else None
+
+
+def _log_likelihoods(data: Data, flat: dict[str, Array]) -> Array:
+    """Log-likelihood of every row in every draw, (draws, n)."""
+    rows = np.empty((len(flat["weight"]), data.n))
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(flat["weight"])
+    for i, row in enumerate(rows):
+        row[:] = kernel_ops.pointwise(
+            *(data.values, data.weight, log_weight[i], flat["mean"][i], flat["covariance"][i]),
+            False,
+        )
+    return rows
+
+
+def _loo(fit: xr.DataTree) -> xr.Dataset | None:
+    """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ.
+
+    None where there is no tail to smooth: draws that are fewer than 25, or that are all alike. The
+    verdict fails by other checks then.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
+        try:
+            loo = psis_loo(fit, var_name="x", pointwise=True)
+        except (IndexError, ValueError):
+            return None
+    k = loo.pareto_k.to_numpy()
+    values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
+    values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}
+    return xr.Dataset({name: ((), value) for name, value in values.items()})

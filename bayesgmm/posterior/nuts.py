@@ -1,0 +1,105 @@
+"""nutpie: a log-posterior sampled from over-dispersed starts around EM's optimum, draws kept."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import numpy as np
+import nutpie
+import xarray as xr
+from nutpie.compile_pymc import CompiledPyMCModel
+
+from bayesgmm.errors import NumericalError
+from bayesgmm.moments import Array, Parameters
+from bayesgmm.posterior.curvature import quadratic_at
+from bayesgmm.posterior.density import Target, compiled
+
+MAX_DEPTH = 10
+POINT = "point"  # the only variable of nutpie's draws: where they are in the unconstrained space
+_OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
+
+
+def start_around(pivot: Parameters, target: Target) -> Any:
+    """Return nutpie's model of a log-posterior; chains start over-dispersed around the pivot."""
+    quadratic = quadratic_at(target, target.point(pivot), pivot)
+    centre, root = quadratic.point, quadratic.root
+
+    def initial_point(chain_seed: Any) -> Array:
+        rng = np.random.default_rng(chain_seed)
+        step = _OVERDISPERSION * (root @ rng.normal(size=len(centre)))
+        for _ in range(20):
+            value, slope = target(centre + step)
+            if np.isfinite(value) and np.isfinite(slope).all():
+                return centre + step
+            step *= 0.5
+        return centre
+
+    # What nutpie makes of a PyMC model, without one: two C functions and what they read.
+    log_density, copy = compiled()
+    shape = (target.size,)
+    return CompiledPyMCModel(
+        dims={},
+        compiled_logp_func=log_density,
+        compiled_expand_func=copy,
+        initial_point_func=initial_point,
+        shared_data={"target": target},  # whose arrays must live as long as the sampler
+        shared_var_keys={},
+        user_data=target.pointers,
+        n_expanded=target.size,
+        shape_info=([POINT], [slice(0, target.size)], [shape]),
+        logp_func=None,
+        expand_func=None,
+        _n_dim=target.size,
+        _shapes={POINT: shape},
+        _coords={},
+    )
+
+
+def run_nuts(model: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
+    """Return nutpie's draws of a model.
+
+    Raises
+    ------
+    NumericalError
+        If it cannot start.
+    """
+    try:
+        with warnings.catch_warnings():
+            # ArviZ takes few draws for swapped dimensions; that they are few, the verdict says.
+            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+            return nutpie.sample(
+                model, maxdepth=MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
+            )
+    except RuntimeError as error:
+        gc.collect()  # nutpie's sampler must be gone before the process ends
+        raise NumericalError(
+            f"the sampler could not run: {str(error).splitlines()[0]}. Check the prior's numbers "
+            "against the data's scale"
+        ) from None
+
+
+def finished(sampled: xr.DataTree) -> tuple[Array, xr.Dataset]:
+    """Return draws (chain, draw, size) and statistics without what an interruption left open.
+
+    nutpie pads chains to one length with NaN. The rectangle of chains and draws that keeps most is
+    taken: a chain that had hardly begun is dropped rather than the draws of the others.
+    """
+    if "posterior" not in sampled.children:
+        raise KeyboardInterrupt
+    finite = np.isfinite(sampled["sample_stats"]["logp"].to_numpy())
+    done = np.where(finite.all(axis=1), finite.shape[1], np.argmin(finite, axis=1))
+    longest_first = np.argsort(-done, kind="stable")
+    area = done[longest_first] * np.arange(1, len(done) + 1)
+    best = int(np.argmax(area))
+    if area[best] == 0:
+        raise KeyboardInterrupt
+    part = {
+        "chain": np.sort(longest_first[: best + 1]),
+        "draw": slice(0, done[longest_first[best]]),
+    }
+    return (
+        sampled["posterior"][POINT].isel(part).to_numpy(),
+        sampled["sample_stats"].to_dataset().isel(part),
+    )
