@@ -1,15 +1,20 @@
-"""What is loaded when: nothing of PyMC, ArviZ or Matplotlib before it is needed.
+"""What is loaded when: nothing of PyMC, ArviZ or Matplotlib before it is needed; which way.
 
 In processes of their own, where nothing else has imported anything.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+import bayesgmm
 
 HEAVY = ("pymc", "pytensor", "nutpie", "arviz", "arviz_stats", "arviz_plots", "matplotlib")
 
@@ -84,6 +89,41 @@ def test_every_public_name_is_there():
 def test_the_version_is_that_of_the_installed_package():
     from importlib.metadata import version
 
-    import bayesgmm
-
     assert bayesgmm.__version__ == version("bayesgmm")
+
+
+# The order of docs/design.md: folders, and modules that lie at the top.
+ORDER = (
+    *("errors", "checks", "arguments", "files", "progress"),
+    *("numeric", "covariance", "prior", "mixture", "moments", "groups", "noise", "labels"),
+    *("data", "resolved", "tree", "rows", "prediction", "conditioning", "information", "em"),
+    *("posterior", "inference", "display", "datasets", "sklearn", "terminal", "cli"),
+)
+
+
+def imported(path: Path) -> set[str]:
+    """What a module imports of the package, as names with dots."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bayesgmm"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_point_one_way():
+    """Between folders in the order of the design; within a folder there is no circle."""
+    root = Path(bayesgmm.__file__).parent
+    within: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        own = parts[0]
+        for name in imported(path):
+            other, *rest = name.split(".")[1:]
+            if not (root / other).exists() and not (root / f"{other}.py").exists():
+                continue  # a public name: the command line's, which is last
+            assert ORDER.index(other) <= ORDER.index(own), f"{path.name} imports {name}"
+            if other == own and rest:
+                within.setdefault(".".join(parts), set()).add(f"{other}.{rest[0]}")
+    TopologicalSorter(within).prepare()  # raises where there is a circle
