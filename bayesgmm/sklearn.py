@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
 
@@ -19,8 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from bayesgmm import mixture, prediction, tree
 from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import PACKAGE, ArgumentError, FitWarning, NumericalError, WeightError
-from bayesgmm.moments import Array, Parameters
-from bayesgmm.prior import ConjugatePrior
+from bayesgmm.moments import Array
 
 # What arguments of the functions called are called here.
 _CALLED = {"n": "n_samples", "n_starts": "n_init", "start": "init_params"}
@@ -48,7 +46,7 @@ class GaussianMixture(
     estimate : {"mle", "map"} or None
         Maximum likelihood, or the posterior mode under ``prior``. None is ``"mle"`` unless every
         start ends in a singularity, as with fewer rows than columns: there ``"mle"`` is an error,
-        and None warns and is ``"map"``, by default with a diagonal prior scale.
+        and None warns and is ``"map"``.
     prior : ConjugatePrior or "conjugate"
         For ``"map"``; see `bayesgmm.ConjugatePrior`.
     tol : float
@@ -234,17 +232,6 @@ class GaussianMixture(
                 raise
             text = f"the posterior mode is fitted, estimate='map', since {error}"
             warnings.warn(FitWarning("no-maximum", text), skip_file_prefixes=(PACKAGE,))
-        # The default scale is the whole covariance, which may be singular, too.
-        x = np.ma.masked_invalid(table.to_numpy())
-        weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)
-        center = np.ma.average(x, axis=0, weights=weight)
-        variance = np.ma.average((x - center) ** 2, axis=0, weights=weight)
-        if isinstance(spec.prior, ConjugatePrior) and spec.prior.scale is None:
-            prior = replace(spec.prior, scale=(variance / k ** (2.0 / x.shape[1])).tolist())
-            spec = mixture.GaussianMixture(k, family, prior, self.noise)
-        if k == 1:  # of which the only other start is the covariance
-            one = Parameters(np.ones(1), np.asarray(center)[None], np.diag(variance)[None])
-            settings["start"] = one
         return fit_em(spec, table, estimate="map", **settings)
 
     def _table(self, X: Any, **settings: Any) -> pd.DataFrame:

@@ -16,9 +16,7 @@ from dataclasses import replace
 from threading import Event
 from typing import Any
 
-from bayesgmm.covariance import Covariance
 from bayesgmm.em.loop import Run
-from bayesgmm.em.moves import moves
 from bayesgmm.em.start import Start
 from bayesgmm.labels import are_mixtures, distance
 from bayesgmm.moments import Parameters
@@ -31,7 +29,7 @@ _LEAST_WORK = 1 << 22
 # Short runs that are so near (squared Hellinger distance) are taken for one.
 _TWINS = 0.01
 # Moves are tried while they gain that much, so many times at most; of each round so many whole.
-_GAIN, _ROUNDS, _TRIED = 1e-3, 10, 3
+_GAIN, _ROUNDS, _TRIED = 1e-3, 10, 8
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -154,14 +152,14 @@ def improve(
     brief: Callable[..., Run],
     on: Callable[..., Run],
     best: Run,
-    family: Covariance,
+    around: Callable[[Parameters], list[Start]],
     n_workers: int,
     track: Track,
 ) -> list[Run]:
-    """Return runs from moves away from the best one, while each round finds a better one."""
+    """Return runs from ``around`` the best one, while each round finds a better one."""
     found: list[Run] = []
     for _ in range(_ROUNDS if best.parameters.k > 1 else 0):
-        begins = [Start("move", p) for p in moves(best.parameters, family)]
+        begins = around(best.parameters)
         tries = run_all(brief, begins, n_workers, track)
         if is_interrupted(tries):
             found += [r for r in tries if r.reason == "interrupted"]

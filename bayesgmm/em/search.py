@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -12,17 +13,22 @@ import numpy as np
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
+from bayesgmm.em.moves import moves
 from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers
 from bayesgmm.em.start import GIVEN, Partition, Start, partitions, starts, with_labels
+from bayesgmm.groups import rows
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels
-from bayesgmm.moments import Noise
+from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import crowded, with_noise
 from bayesgmm.resolved import PseudoData
 
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
 _FINISH = 2  # whole runs in each nested family
+_FEW = 6  # partitions that are tried in those nested within it
+# So many times the best partition is shaken, each with this share of its rows.
+_SHAKEN, _LOOSE = 24, 0.3
 # Rows times components times squared features, up to which nested families are searched.
 _MOST_WORK = 1_000_000
 _GROUP = 30_000  # what a group of rows that are known in part costs besides
@@ -66,6 +72,11 @@ class Runner:
             plain = run(self.data, self.family, start, stop=stop, **settings.of_run)
             found = replace(plain, n_passes=found.n_passes + plain.n_passes)
         return found
+
+    def begin(self, part: Partition) -> Start:
+        """Return the start of a partition."""
+        begin = part.begin(self.family)
+        return replace(begin, parameters=with_noise(begin.parameters, self.settings.noise))
 
     def brief(self, start: Start, stop: Event | None = None) -> Run:
         """Run a few steps."""
@@ -150,7 +161,7 @@ def find(
         if parts and settings.prior is None and fixed is None and not len(data.probability):
             runs += _from_nested(runner, k, parts, runs)
         if not keeps_order(data, fixed):
-            runs += _moved(runner, runs, n_workers, track)
+            runs += _moved(runner, runs, n_workers, track, rng)
     twins += range(len(twins), len(runs))
     return runs, twins, runner
 
@@ -197,11 +208,41 @@ def in_order(
     ]
 
 
-def _moved(runner: Runner, runs: Sequence[Run], n_workers: int, track: Track) -> list[Run]:
+def _moved(
+    runner: Runner,
+    runs: Sequence[Run],
+    n_workers: int,
+    track: Track,
+    rng: np.random.Generator,
+) -> list[Run]:
     top = _best(runs)
     if top is None or is_interrupted(runs):
         return []
-    return improve(runner.brief, runner.on, top, runner.family, n_workers, track)
+
+    def around(best: Parameters) -> list[Start]:
+        return [*_moves(runner.family, best), *_shaken(runner, best, rng)]
+
+    return improve(runner.brief, runner.on, top, around, n_workers, track)
+
+
+def _moves(family: Covariance, best: Parameters) -> list[Start]:
+    return [Start("move", p) for p in moves(best, family)]
+
+
+def _shaken(runner: Runner, best: Parameters, rng: np.random.Generator) -> Iterator[Start]:
+    """Yield starts from the best partition with some of its rows in other components.
+
+    Iterated local search: from near a good optimum better ones are found that no start leads to.
+    """
+    sample, k = runner.sample, best.k
+    label = rows(sample.groups, best, sample.n)[1].argmax(axis=1)
+    clear = np.flatnonzero(label < k)  # no noise
+    part, label = sample.rows(clear), label[clear]
+    for _ in range(_SHAKEN):
+        moved = rng.random(len(label)) < _LOOSE
+        new = np.where(moved, rng.integers(k, size=len(label)), label)
+        if len(np.unique(new)) == k:
+            yield runner.begin(Partition("shaken", part, new, k))
 
 
 def _from_nested(
@@ -210,25 +251,48 @@ def _from_nested(
     """Runs from the solutions in the largest nested families, each of them found by itself.
 
     A solution of a family is one of every wider family, so that no wider one should end lower
-    because of its starts: the nested are tried with the same partitions, if that does not take
-    long; else in one short run each.
+    because of its starts: the nested are tried with the same partitions, and the solutions of those
+    within them, if that does not take long; else in one short run each.
     """
-    sample, settings = runner.sample, runner.settings
+    sample = runner.sample
     work = sample.n * k * sample.d**2 + _GROUP * (len(sample.groups) - 1)
+    if is_interrupted(runs):
+        return []
+    known: dict[Covariance, Run | None] = {}
     begins = []
-    for family in runner.family.nested if not is_interrupted(runs) else ():
+    for family in runner.family.nested:
         inside = replace(runner, family=family, data=sample)
-        own = [p.begin(family) for p in parts]
-        own = [replace(b, parameters=with_noise(b.parameters, settings.noise)) for b in own]
         if work <= _MOST_WORK:
-            found, _ = search(inside.go, inside.brief, inside.on, own, _FINISH, 1, _untracked)
+            top = _within(inside, parts, known)
         else:
-            found = [inside.brief(own[0])]
-        if is_interrupted(found):  # what is known stays
+            top = inside.brief(inside.begin(parts[0]))
+            top = top if top.is_usable else None
+        if top is not None and top.reason == "interrupted":  # what is known stays
             return [unknown(replace(runs[0], method=f"within {family}", reason="interrupted"))]
-        top = _best(found)
         begins += [Start(f"within {family}", top.parameters)] if top else []
     return run_all(runner.go, begins, 1, _untracked) if begins else []
+
+
+def _within(
+    runner: Runner, parts: Sequence[Partition], known: dict[Covariance, Run | None]
+) -> Run | None:
+    """The best run in a family, from partitions and from the families nested in it."""
+    family = runner.family
+    if family not in known:
+        begins = [runner.begin(part) for part in parts]
+        for smaller in family.nested:
+            found = _within(replace(runner, family=smaller), parts[:_FEW], known)
+            if found is not None and found.reason == "interrupted":
+                return found
+            begins += [Start(f"within {smaller}", found.parameters)] if found else []
+        runs, _ = search(runner.go, runner.brief, runner.on, begins, _FINISH, 1, _untracked)
+        top = _best(runs)
+        if top is not None and not is_interrupted(runs):
+            around = partial(_moves, family)
+            runs += improve(runner.brief, runner.on, top, around, 1, _untracked)
+        interrupted = next((r for r in runs if r.reason == "interrupted"), None)
+        known[family] = interrupted or _best(runs)
+    return known[family]
 
 
 def _best(runs: Iterable[Run]) -> Run | None:
