@@ -25,6 +25,8 @@ from bayesgmm.em.loop import run
 from bayesgmm.em.start import Start
 from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
 from bayesgmm.inference import refits, replicates, resampling
+from bayesgmm.inference.ahead import covariance_of
+from bayesgmm.inference.estimate import moving
 from bayesgmm.inference.resampling import (
     bootstrap,
     jackknife,
@@ -240,6 +242,55 @@ def test_simulated_rows_miss_what_the_data_miss() -> None:
         data, np.random.default_rng(0), data.to_anchored(tree.point(fitted()))
     )
     assert_array_equal(np.isnan(drawn.x).sum(axis=0), [50, 0])
+
+
+# The way to a replicate's optimum
+
+
+@pytest.mark.parametrize("family", ["VVV", "EEE", "VEI", "VVE", "EEV"])
+@pytest.mark.parametrize("estimate", ["mle", "map"])
+def test_a_replicate_ends_where_plain_em_from_the_estimate_ends(family: str, estimate: Any) -> None:
+    options: dict[str, Any] = {"estimate": estimate, "n_starts": 4, "random_seed": 1}
+    fit = moving(quiet(bg.fit_em, bg.GaussianMixture(2, family), FAITHFUL, **options))
+    known = covariance_of(fit)
+    error = np.sqrt(np.diagonal(known))
+    settings: dict[str, Any] = {"prior": fit.prior, "acceleration": None, "tol": 1e-6}
+    for i, make in enumerate((replicates.resampled, replicates.reweighted)):
+        data = make(fit.data, np.random.default_rng(i))
+        found = refits.refit(fit, i, data, tol=1e-3, covariance=known).run
+        plain = run(data, fit.family, Start("estimate", fit.parameters), **settings)
+        assert found.reason == plain.reason == "converged"
+        away = [getattr(found.parameters, n) - getattr(plain.parameters, n) for n in tree.DIMS]
+        assert (np.abs(np.concatenate([a.ravel() for a in away])) <= 1e-3 * error).all()
+
+
+def test_it_is_several_times_shorter_where_components_overlap() -> None:
+    x = np.random.default_rng(3).normal(np.repeat([0.0, 2.5], [200, 300]))[:, None]
+    fit = moving(quiet(bg.fit_em, bg.GaussianMixture(2, "V"), x, n_starts=4, random_seed=1))
+    data = replicates.resampled(fit.data, np.random.default_rng(0))
+    known = covariance_of(fit)
+    one, two = (refits.refit(fit, 0, data, tol=1e-4, covariance=c).run for c in (known, None))
+    assert_allclose(one.parameters.mean, two.parameters.mean, atol=1e-4)
+    assert one.n_passes < 0.3 * two.n_passes
+
+
+def test_where_it_leads_nowhere_em_starts_at_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = moving(fitted())
+    nowhere = fit.parameters.mean + np.array([[100.0], [0.0]])
+    lost = replace(fit.parameters, mean=nowhere)
+    data = replicates.resampled(fit.data, np.random.default_rng(0))
+    expected = refits.refit(fit, 0, data, tol=1e-4).run
+    monkeypatch.setattr(refits, "ahead", lambda *_: lost)
+    assert run(data, TWO.covariance, Start("lost", lost)).reason == "empty"
+    found = refits.refit(fit, 0, data, tol=1e-4).run
+    assert found.reason == "converged"
+    assert_array_equal(found.parameters.mean, expected.parameters.mean)
+
+
+def test_what_is_fixed_is_left_to_em() -> None:
+    fixed = quiet(bg.fit_em, TWO, FAITHFUL, fixed={"weight": "equal"}, random_seed=1, n_starts=2)
+    assert covariance_of(moving(fixed)) is None
+    assert covariance_of(moving(fitted())) is not None
 
 
 # Draws

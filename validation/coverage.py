@@ -45,9 +45,7 @@ from bayesgmm.tree import DIMS, point
 LEVEL = 0.95
 STARTS = 10  # that of the truth, and default ones
 TAILS = 8  # degrees of freedom of the misspecified regime
-DRAWS = (
-    99  # of each bootstrap: percentiles are then the mean of two of them, errors are good to 7 %
-)
+DRAWS = 99  # of each bootstrap: errors are good to 7 %
 
 Bounds = dict[str, np.ndarray]  # weight (k,), mean (k, d), covariance (k, d, d)
 
@@ -387,7 +385,12 @@ their errors are themselves uncertain by {100 / np.sqrt(2 * DRAWS):.0f} %.
         for name, of in (
             ("*all too low*", lambda rows: f"{100 * rows['below'].mean():.1f}"),
             ("*all too high*", lambda rows: f"{100 * rows['above'].mean():.1f}"),
-            ("*not found*", lambda rows: f"{100 * (1 - rows['intervals'].mean() / n):.1f}"),
+            (
+                "*not found*",
+                lambda rows: (
+                    f"{100 * (1 - rows['intervals'].mean() / rows['data_sets'].mean()):.1f}"
+                ),
+            ),
             ("*width, relative*", lambda rows: f"{rows['width'].mean():.2f}"),
         ):
             lines.append([name, *(of(part[part["method"] == m]) for m in methods)])

@@ -45,12 +45,12 @@ class Estimate:
     prior: PseudoData | None
     held: Fixed | None = None
 
-    def sums(self, parameters: Parameters) -> Moments:
+    def sums(self, parameters: Parameters, threads: int | None = None) -> Moments:
         """Return the table of sums about parameters, the prior's included: one pass."""
         is_diagonal = self.family.is_diagonal
 
         def of_rows(x: Array, about: Parameters, weight: Array) -> Moments:
-            return accumulate(x, about, weight, diagonal=is_diagonal)
+            return accumulate(x, about, weight, diagonal=is_diagonal, threads=threads)
 
         moments = groups.table(self.data.groups, parameters, of_rows, diagonal=is_diagonal)
         return moments + pseudo_moments(self.prior, parameters) if self.prior else moments

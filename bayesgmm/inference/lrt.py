@@ -58,7 +58,7 @@ from bayesgmm.em.search import BRIEF, in_order
 from bayesgmm.em.start import Start, starts
 from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError, NumericalError
 from bayesgmm.inference.estimate import Estimate, estimate_of
-from bayesgmm.inference.replicates import climb, each, generators, simulated
+from bayesgmm.inference.replicates import each, generators, simulated
 from bayesgmm.information.fixed import Fixed, equal_weights, is_for_any_size
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
@@ -327,22 +327,14 @@ def _of_size(data: Data, k: int) -> Data:
 def _best(data: Data, how: _How, begins: list[Start], stop: Event) -> Run | None:
     """Return the best usable run, or any; None after Ctrl-C."""
     fixed = how.fixed(begins[0].parameters.k, data.d)
+    options: dict[str, Any] = {"fixed": fixed, "tol": TOL, "threads": how.threads, "stop": stop}
 
+    # What ends singular is left at that: plain EM only creeps there, and other starts are at hand.
     def go(start: Start | Run, event: Event | None = None) -> Run:
-        return climb(data, how.family, start, fixed=fixed, tol=TOL, threads=how.threads, stop=stop)
+        return run(data, how.family, start, **options)
 
     def brief(start: Start, event: Event | None = None) -> Run:
-        return run(
-            data,
-            how.family,
-            start,
-            max_iter=BRIEF,
-            tol=TOL,
-            acceleration=None,
-            fixed=fixed,
-            threads=how.threads,
-            stop=stop,
-        )
+        return run(data, how.family, start, max_iter=BRIEF, acceleration=None, **options)
 
     def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
         return items

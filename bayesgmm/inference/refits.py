@@ -12,10 +12,11 @@ import numpy as np
 from bayesgmm import labels, tree
 from bayesgmm.checks import Check, Limit
 from bayesgmm.data.observations import Data
-from bayesgmm.em.loop import Run, run
+from bayesgmm.em.loop import Run
 from bayesgmm.em.search import in_order, kinds
 from bayesgmm.em.start import Start, starts
 from bayesgmm.errors import NumericalError
+from bayesgmm.inference.ahead import ahead
 from bayesgmm.inference.estimate import Estimate
 from bayesgmm.inference.replicates import climb
 from bayesgmm.moments import Array
@@ -59,12 +60,17 @@ def _has_optimum(found: Run) -> bool:
     return found.is_usable and found.reason != "max_iter"
 
 
+def _is_over(found: Run) -> bool:
+    return _has_optimum(found) or found.reason == "interrupted"
+
+
 def refit(
     estimate: Estimate,
     number: int,
     data: Data,
     *,
     tol: float,
+    covariance: Array | None = None,
     methods: Sequence[str] = (),
     takes_higher: bool = False,
     rng: np.random.Generator | None = None,
@@ -82,6 +88,8 @@ def refit(
         The replicate.
     tol : float
         Distance from the limit, in standard errors, at which to stop.
+    covariance : (q, q) array, optional
+        Of the estimates (`ahead.covariance_of`): then EM starts near the replicate's optimum.
     methods : sequence of str
         Other starts, as in `start.starts`.
     takes_higher : bool
@@ -97,17 +105,17 @@ def refit(
         None if it was interrupted.
     """
     family, k, held = estimate.family, estimate.parameters.k, estimate.held
-    begins = [Start("estimate", estimate.parameters)]
+    begins = list[Start]()
     if rng is not None and k > 1 and methods and len(np.unique(data.x, axis=0)) >= k:
         more = starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
         noise = estimate.parameters.noise and replace(estimate.parameters.noise, weight=SHARE)
-        begins += [
+        begins = [
             replace(one, parameters=with_noise(one.parameters, noise))
             for one in in_order(more, data, family, held)
         ]
-    runs = []
-    for begin in begins:
-        found = climb(
+
+    def go(begin: Start) -> Run:
+        return climb(
             data,
             family,
             begin,
@@ -117,9 +125,16 @@ def refit(
             threads=threads,
             stop=stop,
         )
-        if found.reason == "interrupted":
-            return None
-        runs.append(found)
+
+    near = ahead(estimate, data, covariance, tol, threads)
+    runs = [go(Start("estimate", near))]
+    if near is not estimate.parameters and not _is_over(runs[0]):  # EM may still find one
+        runs = [go(Start("estimate", estimate.parameters))]
+    for begin in begins:
+        if runs[-1].reason != "interrupted":
+            runs.append(go(begin))
+    if runs[-1].reason == "interrupted":
+        return None
     first, others = runs[0], [r for r in runs[1:] if _has_optimum(r)]
     is_first_good = _has_optimum(first)
     if is_first_good:
@@ -127,8 +142,7 @@ def refit(
     chosen = max(others, key=lambda r: r.height) if takes_higher and others else first
     loglik = float("nan")
     if _has_optimum(chosen):
-        here = Start("replicate", chosen.parameters)
-        loglik = run(estimate.data, family, here, max_iter=0, threads=threads).objective
+        loglik = replace(estimate, prior=None).sums(chosen.parameters, threads).loglik
     is_known = is_first_good and len(runs) > 1
     return Refit(number, chosen, loglik, bool(others) if is_known else None)
 

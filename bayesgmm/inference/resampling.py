@@ -39,6 +39,7 @@ from bayesgmm.em.fit import seed_of
 from bayesgmm.em.multistart import workers
 from bayesgmm.em.result import package_version, versions
 from bayesgmm.errors import ArgumentError, FitWarning
+from bayesgmm.inference.ahead import covariance_of
 from bayesgmm.inference.estimate import Estimate, moving
 from bayesgmm.inference.refits import (
     Refit,
@@ -152,6 +153,7 @@ def bootstrap(
     }
     rngs = generators(np.random.SeedSequence(seed), draws)
     further = ("ellipsoids", *repeat("random", restarts - 1))
+    covariance = covariance_of(estimate)
 
     def one(i: int, stop: Event) -> Refit | None:
         rng = rngs[i]
@@ -160,6 +162,7 @@ def bootstrap(
             i,
             make[kind](estimate.data, rng),
             tol=TOL,
+            covariance=covariance,
             methods=further if restarts or i < audited else (),
             takes_higher=restarts > 0,
             rng=rng,
@@ -255,10 +258,14 @@ def jackknife(
     total, rows = float(weight.sum()), np.flatnonzero(weight)
     # Each replicate is about 1 / sqrt(N) standard errors away: to a hundredth of that.
     tol = 10.0 * TOL / np.sqrt(total)
+    covariance = covariance_of(estimate)
 
     def one(i: int, stop: Event) -> Refit | None:
         data = without(estimate.data, int(rows[i]))
-        return refit(estimate, int(rows[i]), data, tol=tol, threads=threads, stop=stop)
+        row = int(rows[i])
+        return refit(
+            estimate, row, data, tol=tol, covariance=covariance, threads=threads, stop=stop
+        )
 
     found = _all(one, len(rows), estimate, threads, "jackknife", progressbar)
     if len(found) < len(rows):  # a part of the rows is no jackknife
