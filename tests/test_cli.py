@@ -100,7 +100,8 @@ def engines(monkeypatch):
         for name in names:
             setattr(fake, name, getattr(fakes, name))
         monkeypatch.setitem(sys.modules, module, fake)
-        monkeypatch.setattr(sys.modules["bayesgmm"], module.partition(".")[2], fake, raising=False)
+        package, _, own = module.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(package), own, fake, raising=False)
     return fakes
 
 

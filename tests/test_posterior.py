@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import models
@@ -465,8 +466,11 @@ class TestSampler:
         assert list(fit["log_likelihood"]["obs"].to_numpy()) == list(x.index)
 
     def test_what_an_interruption_leaves_is_a_fit(
-        self, mle: xr.DataTree, monkeypatch: pytest.MonkeyPatch
+        self, mle: xr.DataTree, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     ) -> None:
+        # As in a terminal, also where the tests run in the background and Ctrl-C is ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
         interrupt = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
         sample = nutpie.sample
 
