@@ -15,7 +15,7 @@ from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.em.moves import moves
 from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers
-from bayesgmm.em.start import GIVEN, Partition, Start, partitions, starts, with_labels
+from bayesgmm.em.start import GIVEN, Distinct, Partition, Start, partitions, starts, with_labels
 from bayesgmm.groups import rows
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels
@@ -233,14 +233,18 @@ def _shaken(runner: Runner, best: Parameters, rng: np.random.Generator) -> Itera
     """Yield starts from the best partition with some of its rows in other components.
 
     Iterated local search: from near a good optimum better ones are found that no start leads to.
+    Equal rows go together, so that repeated ones are weights.
     """
     sample, k = runner.sample, best.k
     label = rows(sample.groups, best, sample.n)[1].argmax(axis=1)
-    clear = np.flatnonzero(label < k)  # no noise
-    part, label = sample.rows(clear), label[clear]
+    counts = label < k  # no noise, nor rows that count as absent
+    if len(sample.weight):
+        counts &= sample.weight > 0
+    part, label = sample.rows(np.flatnonzero(counts)), label[counts]
+    which = Distinct.of(part).which
     for _ in range(_SHAKEN):
-        moved = rng.random(len(label)) < _LOOSE
-        new = np.where(moved, rng.integers(k, size=len(label)), label)
+        moved = rng.random(which.max() + 1) < _LOOSE
+        new = np.where(moved[which], rng.integers(k, size=len(moved))[which], label)
         if len(np.unique(new)) == k:
             yield runner.begin(Partition("shaken", part, new, k))
 

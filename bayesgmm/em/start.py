@@ -268,7 +268,7 @@ def partitions(
         # The hierarchical methods draw nothing at random: once is enough.
         methods = [method] * (1 if method in METHODS[:2] else n)
     found: dict[bytes, Partition] = {}
-    distinct = _Distinct.of(data)
+    distinct = Distinct.of(data)
     for one in (_partition(data, distinct, k, method, rng) for method in methods):
         # Labels in the order in which they appear first: the same groups are the same bytes.
         begin, which = np.unique(one.labels, return_index=True, return_inverse=True)[1:]
@@ -277,7 +277,7 @@ def partitions(
 
 
 @dataclass(frozen=True, eq=False)
-class _Distinct:
+class Distinct:
     """The different rows, in the order in which they come first, so that repeated ones are weights.
 
     Parameters
@@ -294,11 +294,11 @@ class _Distinct:
     which: Labels
 
     @staticmethod
-    def of(data: Data) -> _Distinct:
+    def of(data: Data) -> Distinct:
         """Return the different rows of data."""
         weight = data.weight if len(data.weight) else np.ones(data.n)
         if data.n > _MOST_SORTED:
-            return _Distinct(data.filled, weight, np.arange(data.n))
+            return Distinct(data.filled, weight, np.arange(data.n))
         present = np.flatnonzero(weight > 0)
         rows, first, which = np.unique(
             data.filled[present], axis=0, return_index=True, return_inverse=True
@@ -306,11 +306,11 @@ class _Distinct:
         order = np.argsort(first)
         place = np.zeros(data.n, dtype=np.intp)
         place[present] = np.argsort(order)[which.ravel()]
-        return _Distinct(rows[order], np.bincount(place[present], weight[present]), place)
+        return Distinct(rows[order], np.bincount(place[present], weight[present]), place)
 
 
 def _partition(
-    data: Data, distinct: _Distinct, k: int, method: str, rng: np.random.Generator
+    data: Data, distinct: Distinct, k: int, method: str, rng: np.random.Generator
 ) -> Partition:
     if method in ("ellipsoids", "ward"):
         return _agglomerated(data, k, method, rng)
