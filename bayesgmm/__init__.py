@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from bayesgmm.inference.resampling import standard_errors as standard_errors
     from bayesgmm.inference.selection import Selection as Selection
     from bayesgmm.inference.selection import select as select
+    from bayesgmm.labelling.diagnosis import diagnose as diagnose
+    from bayesgmm.labelling.relabel import align as align
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
@@ -68,11 +70,13 @@ _WHERE = {
     "Parameters": "moments",
     "Selection": "inference.selection",
     "SeparationPrior": "prior",
+    "align": "labelling.relabel",
     "bootstrap": "inference.resampling",
     "bootstrap_lrt": "inference.lrt",
     "compare": "display.comparison",
     "conditional": "conditioning",
     "derived": "inference.delta",
+    "diagnose": "labelling.diagnosis",
     "fit_em": "em.fit",
     "fit_laplace": "posterior.laplace",
     "format_table": "display.comparison",

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from bayesgmm.checks import Check, Limit
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Parameters
 
@@ -53,6 +54,9 @@ the relabelled posterior is cut off.  A margin below 0.1 is t within 0.025 of th
 1 % of the draws lie there once the posterior's standard deviation in t exceeds about 1/4, that is,
 once about 2 % of the draws are on the wrong side: from there on the cut shows in the summaries.
 """
+
+AMBIGUOUS_LABELS = Limit(0.01, 0.05)
+"""Share of draws with ambiguous labels; beyond the last, no component has a mean of its own."""
 
 SAME = 1e-6
 """Squared Hellinger distance below which two parameter values are one optimum (`distance`).
@@ -139,11 +143,11 @@ def align(
         If the shapes do not fit the pivot's, or the pivot is not a mixture.
     """
     s, k, d = len(weight), pivot.k, pivot.d
-    found = {"weight": weight.shape, "mean": mean.shape, "covariance": covariance.shape}
+    given = {"weight": weight.shape, "mean": mean.shape, "covariance": covariance.shape}
     wanted = {"weight": (s, k), "mean": (s, k, d), "covariance": (s, k, d, d)}
     for name in wanted:
-        if found[name] != wanted[name]:
-            raise ArgumentError(name, f"has shape {found[name]}; the pivot's needs {wanted[name]}")
+        if given[name] != wanted[name]:
+            raise ArgumentError(name, f"has shape {given[name]}; the pivot's needs {wanted[name]}")
     if not are_mixtures(pivot.weight[None], pivot.mean[None], pivot.covariance[None])[0]:
         raise ArgumentError(
             "pivot", "must be finite, with non-negative weights and positive definite covariances"
@@ -158,9 +162,48 @@ def align(
             cost = _cost(weight[block], mean[block], covariance[block], pivot)
             if kinds is not None:
                 cost[:, kinds[:, None] != kinds] = np.inf
-            permutation[block] = best = _assign(cost)
-            margin[block] = _margin(cost, best)
+            found = assign(cost)
+            permutation[block], margin[block] = found.permutation, found.margin
     return Alignment(permutation, margin)
+
+
+def assign(cost: Array) -> Alignment:
+    """Return the labels of every draw that cost least, and how sure they are.
+
+    Parameters
+    ----------
+    cost : (s, k, k) array
+        ``cost[s, i, j]`` of calling component i of draw s component j: at least 0, infinite where
+        that may not be.
+
+    Returns
+    -------
+    Alignment
+        1 is the margin where another labelling costs more and this one nothing.
+    """
+    best = _assign(cost)
+    return Alignment(best, _margin(cost, best))
+
+
+def ambiguous_share(margin: Array) -> float:
+    """Return the share of labels that are ambiguous, NaN margins included; 0 of none."""
+    return float(np.mean(~(np.asarray(margin) >= AMBIGUOUS))) if np.size(margin) else 0.0
+
+
+def ambiguous_labels(margin: Array) -> Check:
+    """Check the share of draws whose labels are ambiguous."""
+    share = ambiguous_share(margin)
+    status = AMBIGUOUS_LABELS.grade(share)
+    evidence = (
+        f"{round(share * margin.size)} of {margin.size} draws ({share:.2%}) have ambiguous labels "
+        f"(margin below {AMBIGUOUS})"
+    )
+    advice = (
+        "Components exchange their roles between draws, so that summaries of single components mix "
+        "them. Rely on label-free quantities (densities, allocations, log-likelihood), or use "
+        "fewer components."
+    )
+    return Check("ambiguous-labels", status, evidence, "" if status == "ok" else advice)
 
 
 def apply[Number: np.generic](permutation: Labels, array: NDArray[Number]) -> NDArray[Number]:

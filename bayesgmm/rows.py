@@ -15,7 +15,7 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.tree import dims_of, names_of, spec_of, whole
+from bayesgmm.tree import DIMS, dims_of, names_of, spec_of, whole
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,27 @@ def take(arrays: dict[str, Array], rows: list[Row]) -> Array:
 
 def draws_of(fit: xr.DataTree) -> dict[str, Array]:
     """Return the parameters by name, with leading dimensions (chain, draw)."""
-    group = fit["posterior"].to_dataset()
-    dims = dims_of(fit)
+    return _arrays(fit["posterior"].to_dataset(), dims_of(fit))
+
+
+def _arrays(group: xr.Dataset, dims: dict[str, tuple[str, ...]]) -> dict[str, Array]:
     return {name: group[name].transpose("chain", "draw", *dims[name]).to_numpy() for name in dims}
+
+
+def raw_draws(fit: xr.DataTree) -> dict[str, Array]:
+    """Return the parameters of a fit with draws as they were before any alignment.
+
+    Where they were not kept, the labels that they got are undone.
+    """
+    if "posterior_raw" in fit.children:
+        return _arrays(fit["posterior_raw"].to_dataset(), dims_of(fit))
+    aligned = draws_of(fit)
+    order = fit["labels"].to_dataset()["permutation"].transpose("chain", "draw", "cluster")
+    back = np.argsort(order.to_numpy(), axis=-1)
+    for name in DIMS:
+        tail = (None,) * (aligned[name].ndim - 3)
+        aligned[name] = np.take_along_axis(aligned[name], back[(..., *tail)], axis=2)
+    return aligned
 
 
 def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:

@@ -15,8 +15,9 @@ from bayesgmm.em.rivals import Rival
 from bayesgmm.em.tails import Tails
 from bayesgmm.em.verdict import em_verdict
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
+from bayesgmm.labelfree import label_free
 from bayesgmm.moments import Parameters
-from bayesgmm.posterior.verdict import label_free, posterior_verdict
+from bayesgmm.posterior.verdict import posterior_verdict
 
 CHECKS = {
     "non-finite-draws",

@@ -178,9 +178,16 @@ def keeps_order(data: Data, fixed: Fixed | None) -> bool:
     return len(data.probability) > 0 or (fixed is not None and fixed.names_components)
 
 
-def kinds(data: Data, fixed: Fixed | None) -> Labels | None:
-    """Return a number for each component, the same where the same is known; None if nothing is."""
-    known = [data.probability.T] if len(data.probability) else []
+def kinds(probability: Array, fixed: Fixed | None) -> Labels | None:
+    """Return a number for each component, the same where the same is known; None if nothing is.
+
+    Parameters
+    ----------
+    probability : (n, k) or (0, 0) array
+        What is known of the rows' components.
+    fixed : Fixed, optional
+    """
+    known = [probability.T] if len(probability) else []
     if fixed is not None:
         k = len(fixed.weight)
         known += [a.reshape(k, -1) for a in (fixed.weight, fixed.mean, fixed.covariance)]

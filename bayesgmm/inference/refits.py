@@ -21,7 +21,6 @@ from bayesgmm.inference.estimate import Estimate
 from bayesgmm.inference.replicates import climb
 from bayesgmm.moments import Array
 from bayesgmm.noise import SHARE, with_noise
-from bayesgmm.posterior.verdict import AMBIGUOUS_LABELS
 
 HIGHER = 1e-3  # by so much in log-likelihood is another optimum higher
 FAILED = Limit(0.01, 0.1)  # share of replicates without an optimum
@@ -178,17 +177,12 @@ def aligned(
     """
     each = [tree.arrays(r.run.parameters) for r in usable]
     raw = {n: np.stack([one[n] for one in each]) for n in each[0]}
-    known = kinds(estimate.data, estimate.held)
+    known = kinds(estimate.data.probability, estimate.held)
     pivot = estimate.parameters
     found = labels.align(raw["weight"], raw["mean"], raw["covariance"], pivot, known)
     ordered = {n: labels.apply(found.permutation, raw[n]) for n in tree.DIMS}
     natural = estimate.data.to_data_units(tree.components(ordered))
     return raw | {n: getattr(natural, n) for n in tree.DIMS}, found.permutation, found.margin
-
-
-def ambiguous_share(margin: Array) -> float:
-    """Return the share of labels that are ambiguous, NaN margins included."""
-    return float(np.mean(~(margin >= labels.AMBIGUOUS)))
 
 
 def _reasons(found: Sequence[Refit]) -> str:
@@ -225,7 +219,7 @@ def checks(
     return [
         _enough(len(margin), len(found), wanted),
         _failed(found, len(margin)),
-        *([_ambiguous(margin)] if several else []),
+        *([labels.ambiguous_labels(margin)] if several else []),
         *([_elsewhere(sum(tried), len(tried), takes_higher)] if tried else []),
     ]
 
@@ -251,19 +245,6 @@ def _failed(found: Sequence[Refit], n_usable: int) -> Check:
         "with a common covariance (EEE, EEI, EII), or estimate='map'."
     )
     return _graded("failed-replicates", FAILED, bad / len(found), evidence, advice)
-
-
-def _ambiguous(margin: Array) -> Check:
-    bad = ambiguous_share(margin)
-    evidence = (
-        f"{round(bad * len(margin))} of {len(margin)} draws ({bad:.2%}) have ambiguous labels "
-        f"(margin below {labels.AMBIGUOUS})"
-    )
-    advice = (
-        "Components exchange their roles between replicates, so that errors of single components "
-        "mix them. Rely on quantities without labels, or use fewer components."
-    )
-    return _graded("ambiguous-labels", AMBIGUOUS_LABELS, bad, evidence, advice)
 
 
 def _elsewhere(n_higher: int, n_tried: int, takes_higher: bool) -> Check:

@@ -44,7 +44,6 @@ from bayesgmm.inference.estimate import Estimate, moving
 from bayesgmm.inference.refits import (
     Refit,
     aligned,
-    ambiguous_share,
     checks,
     refit,
     with_optimum,
@@ -58,9 +57,10 @@ from bayesgmm.inference.replicates import (
     simulated,
     without,
 )
-from bayesgmm.labels import AMBIGUOUS, Labels
+from bayesgmm.labelfree import dataset as label_free_dataset
+from bayesgmm.labelfree import label_free
+from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, Labels, ambiguous_share
 from bayesgmm.moments import Array
-from bayesgmm.posterior.verdict import AMBIGUOUS_LABELS, label_free
 
 Kind = Literal["nonparametric", "parametric", "weighted"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -407,10 +407,6 @@ def _tree(estimate: Estimate, found: Sequence[Refit], usable: Sequence[Refit]) -
         return both, np.array([values])
 
     loglik = by_draw(np.array([r.loglik for r in usable]) + shift)
-    free = {
-        name: ((*both, *(f"{name}_dim{i}" for i in range(v.ndim - 2))), v)
-        for name, v in label_free(**shown).items()
-    }
     known: Labels = permutation[None]
     groups = {
         "posterior": tree.dataset(draws, estimate.data.names, both),
@@ -418,7 +414,9 @@ def _tree(estimate: Estimate, found: Sequence[Refit], usable: Sequence[Refit]) -
             {"permutation": ((*both, "cluster"), known), "margin": by_draw(margin)},
             coords=index | {"cluster": np.arange(estimate.parameters.k)},
         ),
-        "label_free": xr.Dataset(free | {"loglik": loglik}, coords=index),
+        "label_free": label_free_dataset(
+            label_free(**shown) | {"loglik": loglik[1]}, estimate.data.names
+        ),
         "sample_stats": xr.Dataset(
             {
                 "loglik": loglik,

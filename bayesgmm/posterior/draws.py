@@ -28,12 +28,13 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
+from bayesgmm.labelfree import dataset as label_free_dataset
+from bayesgmm.labelfree import label_free
 from bayesgmm.labels import align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.numeric import kernel_ops
 from bayesgmm.posterior.density import Target, target
-from bayesgmm.posterior.verdict import label_free
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import (
     PseudoData,
@@ -210,14 +211,7 @@ def collect(
     log_prior = log_density(task.prior, family, flat["weight"], flat["mean"], flat["covariance"])
     stats = stats.assign(loglik=(both, loglik), log_prior=(both, log_prior.reshape(shape)))
     posterior = tree.dataset(aligned, data.names, both)
-    free = xr.Dataset(
-        {
-            name: ((*both, *(f"{name}_dim{i}" for i in range(value.ndim - 2))), value)
-            for name, value in label_free(**raw).items()
-        }
-        | {"loglik": (both, loglik)},
-        coords=index,
-    )
+    free = label_free_dataset(label_free(**raw) | {"loglik": loglik}, data.names)
     obs = plain_index(data.index)
     groups = {
         "posterior": posterior,

@@ -25,12 +25,12 @@ import xarray as xr
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.errors import NumericalError, PosteriorWarning
+from bayesgmm.labels import ambiguous_labels
 from bayesgmm.mixture import GaussianMixture, refuse_unsupported
 from bayesgmm.moments import Array
 from bayesgmm.posterior.curvature import Quadratic, mode_near
 from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.draws import begin, collect
-from bayesgmm.posterior.verdict import ambiguous_labels
 
 PARETO_K = Limit(0.7, 0.7)  # beyond, averages of weighted draws cannot be relied on
 EFFECTIVE = Limit(400.0, 100.0, is_floor=True)

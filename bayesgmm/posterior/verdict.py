@@ -1,7 +1,7 @@
 """Whether posterior draws can be relied on: checks that say what, how bad, and what to do.
 
 Draws are judged on their free parameters after alignment (`labels`) and on quantities that no
-labelling can change (`label_free`): chains that sit in different partitions of the data differ in
+labelling can change (`labelfree`): chains that sit in different partitions of the data differ in
 the latter.  What cannot be computed fails: no diagnostic that is NaN passes.
 
 References
@@ -21,7 +21,7 @@ import xarray as xr
 
 from bayesgmm.checks import Check, Limit, Verdict
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.labels import AMBIGUOUS
+from bayesgmm.labels import ambiguous_labels
 
 CHAINS = 4  # fewer cannot be called ok
 RHAT = Limit(np.nextafter(1.01, 1.0), 1.05)  # below 1.01
@@ -30,45 +30,6 @@ MCSE = Limit(np.nextafter(0.05, 0.0), 0.1)  # of the posterior's sd; below 0.05
 DIVERGENT = Limit(0.0, 0.001)  # share of draws
 TREEDEPTH = Limit(0.05, 1.0)  # share of draws; costs time, not validity
 BFMI = Limit(0.3, 0.2, is_floor=True)
-AMBIGUOUS_LABELS = Limit(0.01, 0.05)  # share of draws; see `labels.AMBIGUOUS`
-
-
-def label_free(weight: Array, mean: Array, covariance: Array) -> dict[str, Array]:
-    r"""Return quantities of each draw that do not depend on how its components are labelled.
-
-    Parameters
-    ----------
-    weight : (chain, draw, k) array
-    mean : (chain, draw, k, d) array
-    covariance : (chain, draw, k, d, d) array
-
-    Returns
-    -------
-    dict of str to (chain, draw, ...) array
-        ``mixture_mean`` (d): :math:`\bar\mu = \sum_k \pi_k \mu_k`, and ``mixture_sd`` (d), of each
-        feature: what the whole mixture says of the data.
-        ``log_volume``: :math:`\sum_k \pi_k \log|\Sigma_k|`, a component that collapses or swells.
-        With two or more components also ``between`` (d), the share of each feature's variance that
-        is between the components: another partition of the data has another share;
-        ``weight_entropy``: :math:`-\sum_k \pi_k \log \pi_k`, and ``weight_max``: components that
-        empty, split or merge.
-    """
-    centre = np.einsum("...k,...kf->...f", weight, mean)
-    spread = np.diagonal(covariance, axis1=-2, axis2=-1)
-    within = np.einsum("...k,...kf->...f", weight, spread)
-    between = np.einsum("...k,...kf->...f", weight, (mean - centre[..., None, :]) ** 2)
-    with np.errstate(all="ignore"):  # draws that are not finite are the gate's finding, not ours
-        logdet = np.linalg.slogdet(covariance)[1]
-        found = {
-            "mixture_mean": centre,
-            "mixture_sd": np.sqrt(within + between),
-            "log_volume": (weight * logdet).sum(axis=-1),
-        }
-        if weight.shape[-1] > 1:
-            found["between"] = between / (within + between)
-            found["weight_entropy"] = -(weight * np.log(np.maximum(weight, 1e-300))).sum(axis=-1)
-            found["weight_max"] = weight.max(axis=-1)
-    return found
 
 
 def posterior_verdict(
@@ -88,7 +49,7 @@ def posterior_verdict(
         ``weight, mean, covariance`` with dims chain, draw, cluster, feature, feature_bis, after
         alignment. Only the family's free parameters are looked at.
     label_free : Dataset
-        Any variables with dims chain, draw, ...: those of the function `label_free`, ``loglik``.
+        Any variables with dims chain, draw, ...: those of the module `labelfree`, ``loglik``.
     sample_stats : Dataset
         ``diverging``, ``energy``, ``maxdepth_reached`` or ``depth``, ``loglik``; what is missing
         is a warning, since it cannot be checked.
@@ -357,16 +318,3 @@ def _energy(stats: xr.Dataset) -> Check:
     )
     evidence = f"smallest E-BFMI is {bfmi[chain]:.2f} (chain {chain}; at least {BFMI.ok} is good)"
     return Check("bfmi", status, evidence, "" if status == "ok" else advice)
-
-
-def ambiguous_labels(margin: Array) -> Check:
-    """Check the share of draws whose labels are ambiguous."""
-    return _share(
-        "ambiguous-labels",
-        ~(margin >= AMBIGUOUS),
-        f"have ambiguous labels (margin below {AMBIGUOUS})",
-        AMBIGUOUS_LABELS,
-        "Components exchange their roles within the posterior, so that summaries of single "
-        "components mix them. Rely on label-free quantities (densities, allocations, log-"
-        "likelihood), or use fewer components.",
-    )

@@ -1,0 +1,329 @@
+"""`align`: the draws of a fit with the labels that another method gives them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+
+from bayesgmm import labels, tree
+from bayesgmm.checks import Check, Verdict, warn
+from bayesgmm.em.fit import seed_of
+from bayesgmm.em.search import kinds
+from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
+from bayesgmm.groups import NO_LABELS, UNWEIGHTED, split
+from bayesgmm.information.fixed import Fixed
+from bayesgmm.labelling import methods
+from bayesgmm.labelling.methods import Labelled
+from bayesgmm.labelling.shares import Shares
+from bayesgmm.labels import Labels
+from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.noise import NOISE
+from bayesgmm.posterior.verdict import posterior_verdict
+from bayesgmm.rows import Row, draws_of, has_draws, parameter_rows, raw_draws, take
+
+Method = Literal[
+    "pivot", "ecr", "ecr-iterative-1", "ecr-iterative-2", "stephens", "pra", "ordering"
+]
+METHODS: tuple[str, ...] = get_args(Method)
+_BY_PIVOT = ("pivot", "ecr", "pra")
+_ALLOCATED = ("ecr", "ecr-iterative-1", "ecr-iterative-2")
+# What a verdict says of draws with labels, as opposed to how they were sampled.
+_OF_LABELS = ("rhat", "ess-bulk", "ess-tail", "mcse", "constant-parameter", "ambiguous-labels")
+
+
+def align(
+    fit: xr.DataTree,
+    method: Method = "pivot",
+    *,
+    pivot: xr.DataTree | Parameters | None = None,
+    ordering: str | None = None,
+    random_seed: int | None = None,
+) -> xr.DataTree:
+    r"""Return a fit with draws whose components are labelled by another method.
+
+    Each method is an assignment problem for every draw; `bayesgmm.labelling.methods` has the
+    formulas. The labels that the fit has are the first ones of what is found by turns, and those
+    of a pivot that is one of the draws.
+
+    ==================  ============================================================================
+    method              components are labelled by
+    ==================  ============================================================================
+    "pivot"             the Hellinger distance from a pivot's (as `sample_posterior` does, from EM's)
+    "ecr"               the rows allocated to them, like a pivot's (Papastamoulis & Iliopoulos 2010)
+    "ecr-iterative-1"   the same, from the allocation that is most frequent, by turns
+    "ecr-iterative-2"   the same, from the allocation that is most probable on average, by turns
+    "stephens"          the divergence of responsibilities from their average (Stephens 2000)
+    "pra"               the Euclidean distance from a pivot's parameters (Marin et al. 2005)
+    "ordering"          the order of one parameter
+    ==================  ============================================================================
+
+    An ordering is the worst of them: it looks at one parameter alone, and cuts through a posterior
+    wherever two components may be equal in that one, however different they are otherwise, which
+    pushes their means apart. It is here to be compared with.
+
+    Parameters
+    ----------
+    fit : DataTree
+        With draws, whole: a posterior, a Laplace approximation or a bootstrap.
+    method : str
+        See the table.
+    pivot : DataTree or Parameters, optional
+        Whose labels are taken over, for "pivot", "ecr" and "pra": a point estimate, in units of the
+        data. Default: of the draws the one with the highest posterior density (of replicates, the
+        highest likelihood of the data).
+    ordering : str, optional
+        For "ordering": ``"weight"``, ``"mean[waiting]"``, ``"covariance[waiting, waiting]"``, a
+        parameter of `summary` without its component. Default: the weight.
+    random_seed : int, optional
+        Of the allocations that ECR looks at, one for each row and draw, drawn with its
+        responsibility as probability. The most probable ones would need no seed, but are sure where
+        nothing is: of two components that lie on top of each other, the larger has all the rows in
+        every draw.
+
+    Returns
+    -------
+    DataTree
+        ``fit`` with another ``posterior`` and other ``labels`` (``permutation``, ``margin``: as
+        always, with the method's own cost; ``method, loss, random_seed`` in their attributes), and
+        the checks of its verdict that depend on labels made anew. ``attrs["alignment"]`` names the
+        method. What is known of components (labels, what is fixed) keeps them apart.
+
+    Raises
+    ------
+    ArgumentError
+        If ``fit`` is a point estimate or not whole, or an argument is wrong; if there are so many
+        draws and rows that a method which looks at rows would take too long.
+
+    Warns
+    -----
+    PosteriorWarning, FitWarning
+        If the labels are ambiguous.
+
+    Examples
+    --------
+    >>> import bayesgmm as bg
+    >>> mle = bg.fit_em(bg.GaussianMixture(2), bg.datasets.load("faithful"), random_seed=1)
+    >>> boot = bg.bootstrap(mle, draws=50, audited=0, random_seed=1)
+    >>> bg.align(boot, "stephens").attrs["alignment"]
+    'stephens'
+    """
+    if method not in METHODS:
+        raise ArgumentError("method", f"must be one of {', '.join(METHODS)}, not {method!r}")
+    tree.whole("fit", fit, "labels", "sample_stats", "observed_data", "constant_data")
+    if not has_draws(fit):
+        raise ArgumentError("fit", "is a point estimate; labels are of draws")
+    if pivot is not None and method not in _BY_PIVOT:
+        raise ArgumentError("pivot", f"is for {', '.join(_BY_PIVOT)}, not for {method}")
+    if ordering is not None and method != "ordering":
+        raise ArgumentError("ordering", "is for method='ordering'")
+    parameter = _ordered_by("weight" if ordering is None else ordering, fit)
+    seed = seed_of(random_seed)
+    task = _Task(fit, method)
+    s = len(task.present)
+    permutation, margin = task.present.copy(), np.zeros(s)
+    loss: tuple[float, ...] = ()
+    if task.k == 1:
+        margin[:] = task.usable
+    elif task.usable.any():
+        found = _labelled(task, _pivot(task, pivot), parameter, seed)
+        permutation[task.usable] = found.alignment.permutation
+        margin[task.usable], loss = found.alignment.margin, found.loss
+    record: dict[str, Any] = {"method": method, "loss": list(loss)}
+    record |= {"random_seed": seed} if method in _ALLOCATED else {}
+    record |= {"ordering": parameter[0].label} if method == "ordering" else {}
+    return _relabelled(fit, task.raw, permutation, margin, record)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """The draws of a fit as they came, and its rows."""
+
+    fit: xr.DataTree
+    method: str
+
+    @property
+    def k(self) -> int:
+        return self.present.shape[1]
+
+    @cached_property
+    def present(self) -> Labels:
+        """Labels (s, k) that the draws have."""
+        found = self.fit["labels"].to_dataset()["permutation"]
+        array = found.transpose("chain", "draw", "cluster").to_numpy()
+        return array.reshape(-1, array.shape[-1]).astype(np.intp)
+
+    @cached_property
+    def raw(self) -> dict[str, Array]:
+        """All parameters (s, ...) before any alignment."""
+        return {n: a.reshape(-1, *a.shape[2:]) for n, a in raw_draws(self.fit).items()}
+
+    @cached_property
+    def usable(self) -> Any:
+        """Which draws (s,) are mixtures; the others keep their labels, with margin 0."""
+        return labels.are_mixtures(*(self.raw[name] for name in tree.DIMS))
+
+    @cached_property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Weight, mean and covariance of the usable draws."""
+        weight, mean, covariance = (self.raw[name][self.usable] for name in tree.DIMS)
+        return weight, mean, covariance
+
+    @cached_property
+    def mixtures(self) -> list[Parameters]:
+        """The usable draws."""
+        region = tree.region_of(self.fit)
+        noise: list[Noise | None] = [None] * len(self.arrays[0])
+        if region is not None:
+            shares = self.raw[NOISE][self.usable].tolist()
+            noise = [Noise(share, -region.log_volume) for share in shares]
+        parts = zip(*self.arrays, noise, strict=True)
+        return [Parameters(w, m, c, n) for w, m, c, n in parts]
+
+    @cached_property
+    def probability(self) -> Array:
+        """What is known of the rows' components, (n, k) or (0, 0)."""
+        known = self.fit["constant_data"].to_dataset()
+        if "label_probability" not in known:
+            return NO_LABELS
+        return known["label_probability"].transpose("obs", "cluster").to_numpy()
+
+    @cached_property
+    def kinds(self) -> Labels | None:
+        """Components that may have each other's labels have the same number."""
+        text = str(self.fit.attrs.get("fixed", ""))
+        values = {n: np.array(v, dtype=np.float64) for n, v in json.loads(text or "{}").items()}
+        return kinds(self.probability, Fixed(**values) if values else None)
+
+    @cached_property
+    def weight(self) -> Array:
+        """Weights (n,) of the rows, which sum to one."""
+        given = self.fit["constant_data"]["sample_weight"].to_numpy().astype(np.float64)
+        return given / given.sum()
+
+    def shares(self, draws: list[Parameters], seed: int | None) -> Shares:
+        """Return how draws share out the rows."""
+        x = self.fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
+        return Shares(draws, split(x, UNWEIGHTED, self.probability), len(x), seed)
+
+
+def _labelled(
+    task: _Task, pivot: Parameters, parameter: list[Row], seed: int
+) -> Labelled:
+    apart = task.kinds
+    if task.method == "pivot":
+        found = labels.align(*task.arrays, pivot, apart)
+        return Labelled(found, ())
+    if task.method == "pra":
+        unit = methods.spread(pivot)
+        one = pivot.weight[None], pivot.mean[None], pivot.covariance[None]
+        draws = methods.vectors(*task.arrays, unit)
+        return methods.to_parameters(draws, methods.vectors(*one, unit)[0], apart)
+    if task.method == "ordering":
+        values = take({n: task.raw[n][task.usable] for n in tree.DIMS}, parameter)
+        return methods.in_order(values, apart)
+    start, weight = task.present[task.usable], task.weight
+    if task.method == "stephens":
+        shares = task.shares(task.mixtures, None)
+        return methods.by_turns(shares, start, weight, methods.divergence, kinds=apart)
+    allocated = task.shares(task.mixtures, seed)
+    if task.method == "ecr":
+        own = task.shares([pivot], seed + 1).of(0)
+        return methods.to_shares(allocated, own, weight, kinds=apart)
+    averaged = task.shares(task.mixtures, None) if task.method == "ecr-iterative-2" else None
+    return methods.by_turns(
+        *(allocated, start, weight, methods.mismatch),
+        averaged=averaged,
+        is_hard=True,
+        kinds=apart,
+    )
+
+
+def _pivot(task: _Task, given: xr.DataTree | Parameters | None) -> Parameters:
+    """Return the pivot that was given, or the draw that is best, with the labels that it has."""
+    if given is None:
+        stats = task.fit["sample_stats"].to_dataset()
+        name = "lp" if "lp" in stats else "loglik"
+        height = stats[name].transpose("chain", "draw").to_numpy().ravel()[task.usable]
+        best = int(np.nanargmax(height)) if np.isfinite(height).any() else 0
+        order = task.present[task.usable][best]
+        one = task.mixtures[best]
+        return Parameters(one.weight[order], one.mean[order], one.covariance[order], one.noise)
+    if isinstance(given, xr.DataTree):
+        tree.whole("pivot", given)
+        if has_draws(given):
+            raise ArgumentError("pivot", "has draws; a pivot is a point estimate")
+        if tree.names_of(given) != tree.names_of(task.fit):
+            raise ArgumentError("pivot", "has other features than the fit")
+        given = tree.point(given)
+    if not isinstance(given, Parameters):
+        kind = type(given).__name__
+        raise ArgumentError("pivot", f"must be a point estimate or Parameters, not {kind}")
+    if given.mean.shape != task.raw["mean"].shape[1:]:
+        shape, other = given.mean.shape, task.raw["mean"].shape[1:]
+        raise ArgumentError("pivot", f"has means of shape {shape}; the draws have {other}")
+    return given
+
+
+def _ordered_by(name: Any, fit: xr.DataTree) -> list[Row]:
+    """Return the rows of a parameter that is named without its component."""
+    found: dict[str, list[Row]] = {}
+    for row in parameter_rows(tree.spec_of(fit), tree.names_of(fit)):
+        if row.cluster >= 0:
+            found.setdefault(_without_component(row), []).append(row)
+    if name not in found and tree.spec_of(fit).n_components > 1:
+        raise ArgumentError("ordering", f"must be one of {', '.join(found)}, not {name!r}")
+    return found.get(name, [])
+
+
+def _without_component(row: Row) -> str:
+    inside = row.label[len(row.variable) + 1 : -1].partition(", ")[2]
+    return f"{row.variable}[{inside}]" if inside else row.variable
+
+
+def _relabelled(
+    fit: xr.DataTree,
+    raw: dict[str, Array],
+    permutation: Labels,
+    margin: Array,
+    record: dict[str, Any],
+) -> xr.DataTree:
+    shape = tuple(fit["posterior"].sizes[dim] for dim in ("chain", "draw"))
+    both = ("chain", "draw")
+    posterior = fit["posterior"].to_dataset()
+    for name, dims in tree.DIMS.items():
+        value = labels.apply(permutation, raw[name])
+        posterior[name] = ((*both, *dims), value.reshape(*shape, *value.shape[1:]))
+    group = fit["labels"].to_dataset()
+    group["permutation"] = ((*both, "cluster"), permutation.reshape(*shape, -1))
+    group["margin"] = (both, margin.reshape(shape))
+    group.attrs = record
+    found = fit.copy()
+    found["posterior"], found["labels"] = xr.DataTree(posterior), xr.DataTree(group)
+    by = f" by {record['ordering']}" if "ordering" in record else ""
+    old = Verdict.from_json(str(fit.attrs["verdict"]))
+    new = _checks(found, margin.reshape(shape), old)
+    found.attrs |= {"alignment": f"{record['method']}{by}"}
+    found.attrs["verdict"] = Verdict(tuple(new.get(c.code, c) for c in old.checks)).to_json()
+    is_posterior = fit.attrs.get("estimate") == "posterior"
+    told = Verdict(tuple(c for c in new.values() if c.code == "ambiguous-labels"))
+    warn(told, PosteriorWarning if is_posterior else FitWarning)
+    return found
+
+
+def _checks(fit: xr.DataTree, margin: Array, old: Verdict) -> dict[str, Check]:
+    """Return the checks of a verdict that depend on labels, made anew, by code."""
+    if not {"labels", "label_free"} <= set(fit.children):
+        return {}
+    new = posterior_verdict(
+        *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
+        margin=margin,
+        family=tree.spec_of(fit).covariance,
+        max_treedepth=None,
+    )
+    asked = {check.code for check in old.checks}
+    return {c.code: c for c in new.checks if c.code in _OF_LABELS and c.code in asked}
