@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ import pandas as pd
 import xarray as xr
 from scipy.special import ndtri
 
-from bayesgmm.errors import ArgumentError
+from bayesgmm.errors import PACKAGE, ArgumentError, PosteriorWarning
+from bayesgmm.labelfree import label_free
+from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_share
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
@@ -76,7 +79,9 @@ def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
+def summary(
+    fit: xr.DataTree, *, ci_prob: float = 0.95, allow_ambiguous: bool = False
+) -> pd.DataFrame:
     """Summarise one fit: the same rows for a point estimate and for draws.
 
     Parameters
@@ -84,6 +89,10 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
     fit : DataTree
     ci_prob : float
         Probability of the interval.
+    allow_ambiguous : bool
+        Of draws whose labels are ambiguous (in more than 5 % of them) only quantities without
+        labels are shown, since the mean of a component would be a mixture of several; or, if
+        this is true, all parameters nonetheless.
 
     Returns
     -------
@@ -91,36 +100,63 @@ def summary(fit: xr.DataTree, *, ci_prob: float = 0.95) -> pd.DataFrame:
         For a point estimate the columns ``estimate, se, wald95_lower, wald95_upper``; for draws
         ``mean, sd, eti95_lower, eti95_upper, mcse, ess_bulk, ess_tail, r_hat`` (an equal-tailed
         interval; ``mcse`` is that of the mean). The kind and probability are also in ``attrs``, and
-        for a point estimate ``se_method`` and ``se_note``: how errors were found, and why not.
+        for a point estimate ``se_method`` and ``se_note``: how errors were found, and why not; for
+        draws ``alignment``, ``ambiguous``, the share of draws with ambiguous labels, and ``note``,
+        why components are left out.
 
     Raises
     ------
     ArgumentError
         If ``fit`` is no fit, or ``ci_prob`` not between 0 and 1.
+
+    Warns
+    -----
+    PosteriorWarning
+        With code ambiguous-labels: components are left out.
     """
     check_prob(ci_prob)
     whole("fit", fit)
+    if has_draws(fit):
+        return _summary_of_draws(fit, ci_prob, allow_ambiguous)
     rows = parameter_rows(spec_of(fit), names_of(fit))
     level = f"{100 * ci_prob:g}"
-    if has_draws(fit):
-        found = summarise_draws(take_draws(fit, rows), ci_prob, are_independent(fit))
-        order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
-        table = {name.replace("eti", f"eti{level}"): found[name] for name in order}
-    else:
-        estimate = take_draws(fit, rows)[0, 0]
-        se = take(standard_errors(fit), rows)
-        lower, upper = wald_interval(estimate, se, ci_prob)
-        table = {
-            "estimate": estimate,
-            "se": se,
-            f"wald{level}_lower": lower,
-            f"wald{level}_upper": upper,
-        }
-    frame = pd.DataFrame(table, index=pd.Index([row.label for row in rows], name="parameter"))
-    frame.attrs = {"ci_kind": "eti" if has_draws(fit) else "wald", "ci_prob": ci_prob}
-    if not has_draws(fit):
-        frame.attrs["se_method"], frame.attrs["se_note"] = error_method(fit)
+    estimate = take_draws(fit, rows)[0, 0]
+    se = take(standard_errors(fit), rows)
+    lower, upper = wald_interval(estimate, se, ci_prob)
+    columns = ("estimate", "se", f"wald{level}_lower", f"wald{level}_upper")
+    frame = _frame(rows, dict(zip(columns, (estimate, se, lower, upper), strict=True)))
+    frame.attrs = {"ci_kind": "wald", "ci_prob": ci_prob}
+    frame.attrs["se_method"], frame.attrs["se_note"] = error_method(fit)
     return frame
+
+
+def _summary_of_draws(fit: xr.DataTree, ci_prob: float, allow_ambiguous: bool) -> pd.DataFrame:
+    rows = parameter_rows(spec_of(fit), names_of(fit))
+    draws, level = take_draws(fit, rows), f"{100 * ci_prob:g}"
+    note = "" if allow_ambiguous else why_refused(fit)
+    if note:
+        shared = [i for i, row in enumerate(rows) if row.cluster < 0]
+        free = label_free_of(fit)
+        others = label_free_rows(free, names_of(fit))
+        rows = [*(rows[i] for i in shared), *others]
+        draws = np.concatenate([draws[..., shared], take(free, others)], axis=-1)
+        note += "; only quantities without labels are shown (all: allow_ambiguous=True)"
+        warnings.warn(PosteriorWarning("ambiguous-labels", note), skip_file_prefixes=(PACKAGE,))
+    found = summarise_draws(draws, ci_prob, are_independent(fit))
+    order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
+    frame = _frame(rows, {name.replace("eti", f"eti{level}"): found[name] for name in order})
+    frame.attrs = {"ci_kind": "eti", "ci_prob": ci_prob, "note": note}
+    frame.attrs |= {"alignment": alignment_of(fit), "ambiguous": ambiguous_of(fit)}
+    return frame
+
+
+def _frame(rows: list[Row], table: dict[str, Array]) -> pd.DataFrame:
+    return pd.DataFrame(table, index=pd.Index([row.label for row in rows], name="parameter"))
+
+
+def alignment_of(fit: xr.DataTree) -> str:
+    """Return the method by which the draws of a fit got their labels."""
+    return str(fit.attrs.get("alignment", "pivot"))
 
 
 def has_draws(fit: xr.DataTree) -> bool:
@@ -178,6 +214,52 @@ def raw_draws(fit: xr.DataTree) -> dict[str, Array]:
         tail = (None,) * (aligned[name].ndim - 3)
         aligned[name] = np.take_along_axis(aligned[name], back[(..., *tail)], axis=2)
     return aligned
+
+
+def label_free_of(fit: xr.DataTree) -> dict[str, Array]:
+    """Return quantities that no labelling changes, (chain, draw) or (chain, draw, d), by name.
+
+    Those that the fit has, or, of a point estimate and of a part of a fit, those of `label_free`.
+    """
+    if "label_free" in fit.children:
+        group = fit["label_free"].to_dataset()
+        return {
+            str(name): array.transpose("chain", "draw", ...).to_numpy()
+            for name, array in group.data_vars.items()
+        }
+    found = draws_of(fit)
+    weight = found["weight"] / found["weight"].sum(axis=-1, keepdims=True)  # without noise
+    return label_free(weight, found["mean"], found["covariance"])
+
+
+def label_free_rows(arrays: dict[str, Array], names: tuple[str, ...]) -> list[Row]:
+    """Return the quantities of `label_free_of` as rows, whose ``cluster`` is -1."""
+    rows = []
+    for variable, array in arrays.items():
+        if array.ndim == 2:
+            rows.append(Row(variable, variable, -1, "", "", ()))
+        else:
+            each = enumerate(names)
+            rows += [Row(f"{variable}[{printable(n)}]", variable, -1, n, "", (f,)) for f, n in each]
+    return rows
+
+
+def ambiguous_of(fit: xr.DataTree) -> float:
+    """Return the share of a fit's draws whose labels are ambiguous; 0 where nothing is labelled."""
+    if "labels" not in fit.children or fit["posterior"].sizes["cluster"] == 1:
+        return 0.0
+    return ambiguous_share(fit["labels"]["margin"].to_numpy())
+
+
+def why_refused(fit: xr.DataTree) -> str:
+    """Return why components of a fit have no summaries, or "" where they have."""
+    share = ambiguous_of(fit)
+    if AMBIGUOUS_LABELS.grade(share) != "fail":
+        return ""
+    return (
+        f"{share:.1%} of the draws have ambiguous labels (margin below {AMBIGUOUS}): components "
+        "exchange their roles, so that averages of single ones mix them"
+    )
 
 
 def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:
@@ -253,7 +335,10 @@ def _diagnostics(draws: Array) -> tuple[Array, Array, dict[str, Array]]:
     # One chain has no R-hat; its halves do, which is what split R-hat means.
     chains = draws if len(draws) > 1 else draws[0, : 2 * half].reshape(2, half, -1)
     split, data = xr.Dataset({"x": (dims, chains)}), xr.Dataset({"x": (dims, draws)})
-    ess = {f"ess_{kind}": az.ess(data, method=kind)["x"].to_numpy() for kind in ("bulk", "tail")}
+    ess = {
+        "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
+        "ess_tail": az.ess(data, method="tail", prob=(0.05, 0.95))["x"].to_numpy(),
+    }
     return (
         az.mcse(data, method="mean")["x"].to_numpy(),
         az.rhat(split)["x"].to_numpy(),

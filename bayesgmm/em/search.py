@@ -19,7 +19,7 @@ from bayesgmm.em.start import GIVEN, Distinct, Partition, Start, partitions, sta
 from bayesgmm.groups import rows
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels
-from bayesgmm.moments import Noise, Parameters
+from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import crowded, with_noise
 from bayesgmm.resolved import PseudoData
 

@@ -15,16 +15,16 @@ from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.em.search import kinds
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
-from bayesgmm.groups import NO_LABELS, UNWEIGHTED, split
+from bayesgmm.groups import NO_LABELS, split
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelling import methods
 from bayesgmm.labelling.methods import Labelled
 from bayesgmm.labelling.shares import Shares
 from bayesgmm.labels import Labels
-from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.moments import UNWEIGHTED, Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
-from bayesgmm.rows import Row, draws_of, has_draws, parameter_rows, raw_draws, take
+from bayesgmm.rows import Row, has_draws, parameter_rows, raw_draws, take
 
 Method = Literal[
     "pivot", "ecr", "ecr-iterative-1", "ecr-iterative-2", "stephens", "pra", "ordering"
@@ -40,7 +40,7 @@ def align(
     fit: xr.DataTree,
     method: Method = "pivot",
     *,
-    pivot: xr.DataTree | Parameters | None = None,
+    pivot: Any = None,
     ordering: str | None = None,
     random_seed: int | None = None,
 ) -> xr.DataTree:
@@ -53,7 +53,7 @@ def align(
     ==================  ============================================================================
     method              components are labelled by
     ==================  ============================================================================
-    "pivot"             the Hellinger distance from a pivot's (as `sample_posterior` does, from EM's)
+    "pivot"             the Hellinger distance from a pivot's (EM's, in `sample_posterior`)
     "ecr"               the rows allocated to them, like a pivot's (Papastamoulis & Iliopoulos 2010)
     "ecr-iterative-1"   the same, from the allocation that is most frequent, by turns
     "ecr-iterative-2"   the same, from the allocation that is most probable on average, by turns
@@ -114,7 +114,7 @@ def align(
     """
     if method not in METHODS:
         raise ArgumentError("method", f"must be one of {', '.join(METHODS)}, not {method!r}")
-    tree.whole("fit", fit, "labels", "sample_stats", "observed_data", "constant_data")
+    tree.whole("fit", fit, "labels", "label_free", "observed_data", "constant_data")
     if not has_draws(fit):
         raise ArgumentError("fit", "is a point estimate; labels are of draws")
     if pivot is not None and method not in _BY_PIVOT:
@@ -211,9 +211,7 @@ class _Task:
         return Shares(draws, split(x, UNWEIGHTED, self.probability), len(x), seed)
 
 
-def _labelled(
-    task: _Task, pivot: Parameters, parameter: list[Row], seed: int
-) -> Labelled:
+def _labelled(task: _Task, pivot: Parameters, parameter: list[Row], seed: int) -> Labelled:
     apart = task.kinds
     if task.method == "pivot":
         found = labels.align(*task.arrays, pivot, apart)
@@ -243,7 +241,7 @@ def _labelled(
     )
 
 
-def _pivot(task: _Task, given: xr.DataTree | Parameters | None) -> Parameters:
+def _pivot(task: _Task, given: Any) -> Parameters:
     """Return the pivot that was given, or the draw that is best, with the labels that it has."""
     if given is None:
         stats = task.fit["sample_stats"].to_dataset()
@@ -305,9 +303,9 @@ def _relabelled(
     found = fit.copy()
     found["posterior"], found["labels"] = xr.DataTree(posterior), xr.DataTree(group)
     by = f" by {record['ordering']}" if "ordering" in record else ""
+    found.attrs["alignment"] = f"{record['method']}{by}"
+    new = _checks(found, margin.reshape(shape))
     old = Verdict.from_json(str(fit.attrs["verdict"]))
-    new = _checks(found, margin.reshape(shape), old)
-    found.attrs |= {"alignment": f"{record['method']}{by}"}
     found.attrs["verdict"] = Verdict(tuple(new.get(c.code, c) for c in old.checks)).to_json()
     is_posterior = fit.attrs.get("estimate") == "posterior"
     told = Verdict(tuple(c for c in new.values() if c.code == "ambiguous-labels"))
@@ -315,15 +313,15 @@ def _relabelled(
     return found
 
 
-def _checks(fit: xr.DataTree, margin: Array, old: Verdict) -> dict[str, Check]:
+def _checks(fit: xr.DataTree, margin: Array) -> dict[str, Check]:
     """Return the checks of a verdict that depend on labels, made anew, by code."""
-    if not {"labels", "label_free"} <= set(fit.children):
+    if fit["posterior"].sizes["cluster"] == 1:
         return {}
-    new = posterior_verdict(
+    verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
         family=tree.spec_of(fit).covariance,
         max_treedepth=None,
     )
-    asked = {check.code for check in old.checks}
-    return {c.code: c for c in new.checks if c.code in _OF_LABELS and c.code in asked}
+    own = labels.ambiguous_labels(margin)
+    return {c.code: c for c in verdict.checks if c.code in _OF_LABELS} | {own.code: own}

@@ -188,25 +188,8 @@ def _few_chains(chains: int) -> Check:
 def _convergence(judged: _Judged) -> list[Check]:
     """Check R-hat, effective sample sizes and Monte Carlo errors."""
     names, value = judged
-    _, chains, draws = value.shape
-    rhat, bulk, tail, mcse = np.full((4, len(names)), np.nan)
-    usable = np.isfinite(value).all(axis=(1, 2))
-    # In units of its own range: ArviZ takes a range below 1e-15 for a constant.
-    moved = value[usable] - value[usable][:, :1, :1]
-    reach = np.abs(moved).max(axis=(1, 2), keepdims=True)
-    usable[usable] = reach[:, 0, 0] > 0
-    unit = moved[reach[:, 0, 0] > 0] / reach[reach[:, 0, 0] > 0]
-    if len(unit):
-        statistics = _arviz()
-        # One chain has no R-hat; its halves do, which is what split R-hat means.
-        half = draws // 2
-        split = unit if chains > 1 else unit[:, 0, : 2 * half].reshape(len(unit), 2, half)
-        with np.errstate(all="ignore"):  # what cannot be computed is NaN, and fails
-            rhat[usable] = statistics.rhat(split)
-            bulk[usable] = statistics.ess(unit, method="bulk")
-            tail[usable] = statistics.ess(unit, method="tail", prob=(0.05, 0.95))
-            error = statistics.mcse(unit, method="mean")
-            mcse[usable] = error / unit.std(axis=(1, 2), ddof=1)
+    chains = value.shape[1]
+    rhat, bulk, tail, mcse = diagnostics(value)
     longer = "Sample longer (draws, tune)"
     return [
         _worst(
@@ -228,6 +211,36 @@ def _convergence(judged: _Judged) -> list[Check]:
             f"Posterior means are not accurate to a twentieth of their sd. {longer}.",
         ),
     ]
+
+
+def diagnostics(value: Array) -> tuple[Array, Array, Array, Array]:
+    """Return R-hat, bulk and tail ESS, and Monte Carlo error / sd of quantities, (p,) each.
+
+    Parameters
+    ----------
+    value : (p, chain, draw) array
+        At least four draws. What is constant or not finite has NaN.
+    """
+    _, chains, draws = value.shape
+    rhat, bulk, tail, mcse = np.full((4, len(value)), np.nan)
+    usable = np.isfinite(value).all(axis=(1, 2))
+    # In units of its own range: ArviZ takes a range below 1e-15 for a constant.
+    moved = value[usable] - value[usable][:, :1, :1]
+    reach = np.abs(moved).max(axis=(1, 2), keepdims=True)
+    usable[usable] = reach[:, 0, 0] > 0
+    unit = moved[reach[:, 0, 0] > 0] / reach[reach[:, 0, 0] > 0]
+    if len(unit):
+        statistics = _arviz()
+        # One chain has no R-hat; its halves do, which is what split R-hat means.
+        half = draws // 2
+        split = unit if chains > 1 else unit[:, 0, : 2 * half].reshape(len(unit), 2, half)
+        with np.errstate(all="ignore"):  # what cannot be computed is NaN, and fails
+            rhat[usable] = statistics.rhat(split)
+            bulk[usable] = statistics.ess(unit, method="bulk")
+            tail[usable] = statistics.ess(unit, method="tail", prob=(0.05, 0.95))
+            error = statistics.mcse(unit, method="mean")
+            mcse[usable] = error / unit.std(axis=(1, 2), ddof=1)
+    return rhat, bulk, tail, mcse
 
 
 def _worst(
