@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from bayesgmm.conditioning import regress as regress
     from bayesgmm.covariance import Covariance as Covariance
     from bayesgmm.display.comparison import compare as compare
-    from bayesgmm.display.comparison import format_table as format_table
-    from bayesgmm.display.comparison import to_frame as to_frame
     from bayesgmm.display.forest import plot_compare as plot_compare
     from bayesgmm.display.page import report as report
     from bayesgmm.display.plots import plot_density as plot_density
     from bayesgmm.display.plots_em import plot_convergence as plot_convergence
     from bayesgmm.display.plots_em import plot_select as plot_select
+    from bayesgmm.display.words import format_table as format_table
+    from bayesgmm.display.words import to_frame as to_frame
     from bayesgmm.em.fit import fit_em as fit_em
     from bayesgmm.inference.delta import derived as derived
     from bayesgmm.inference.delta import vcov as vcov
@@ -79,7 +79,7 @@ _WHERE = {
     "diagnose": "labelling.diagnosis",
     "fit_em": "em.fit",
     "fit_laplace": "posterior.laplace",
-    "format_table": "display.comparison",
+    "format_table": "display.words",
     "jackknife": "inference.resampling",
     "load": "tree",
     "marginal": "conditioning",
@@ -100,7 +100,7 @@ _WHERE = {
     "simulate": "prediction",
     "standard_errors": "inference.resampling",
     "summary": "rows",
-    "to_frame": "display.comparison",
+    "to_frame": "display.words",
     "to_pymc": "posterior.model",
     "vcov": "inference.delta",
 }

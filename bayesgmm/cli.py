@@ -302,13 +302,14 @@ def _compare(
     post = sample_posterior(spec, whole.frame, random_seed=seed, mle=mle, **whole.known, **sampling)
     save(post, out / "posterior.nc")
     from bayesgmm.display import comparison as comparing
+    from bayesgmm.display import words
     from bayesgmm.display.page import report
 
     comparison = comparing.compare(mle, post)
-    write_csv(comparing.to_frame(comparison), out / "comparison.csv", excel_safe)
+    write_csv(words.to_frame(comparison), out / "comparison.csv", excel_safe)
     report(comparison, out / "report.html", mle=mle, post=post)
     width = shutil.get_terminal_size((132, 24)).columns if sys.stdout.isatty() else 132
-    say(comparing.format_table(comparison, width=max(width, 80)))
+    say(words.format_table(comparison, width=max(width, 80)))
     say(f"fits: {out / 'mle.nc'}, {out / 'posterior.nc'}; table: {out / 'comparison.csv'}")
     say(f"report: {out / 'report.html'}")
     finish(mle, post)

@@ -93,7 +93,8 @@ def engines(monkeypatch):
         "bayesgmm.posterior.bayes": ["sample_posterior"],
         "bayesgmm.tree": ["save"],
         "bayesgmm.rows": ["summary"],
-        "bayesgmm.display.comparison": ["compare", "to_frame", "format_table"],
+        "bayesgmm.display.comparison": ["compare"],
+        "bayesgmm.display.words": ["to_frame", "format_table"],
         "bayesgmm.display.page": ["report"],
     }.items():
         fake = types.ModuleType(module)

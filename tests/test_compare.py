@@ -13,19 +13,18 @@ import xarray as xr
 from scipy.stats import norm
 
 from bayesgmm.display import reasons
-from bayesgmm.display.comparison import (
-    compare,
+from bayesgmm.display.comparison import compare
+from bayesgmm.display.reasons import Evidence, explain
+from bayesgmm.display.words import (
     format_number,
     format_table,
     headline,
-    interval_overlap,
     reasons_of,
     to_frame,
 )
-from bayesgmm.display.reasons import Evidence, explain
 from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.rows import parameter_rows, summary
+from bayesgmm.rows import interval_overlap, parameter_rows, summary
 
 WAITING = 2  # position of mean[0, waiting] in the flat golden vector
 LABEL = "mean[0, waiting]"
@@ -420,7 +419,8 @@ class TestTables:
         ]
         errors = {"se_method": "unknown", "se_note": ""}  # the record does not say
         assert one.attrs == {"ci_kind": "wald", "ci_prob": 0.95} | errors
-        assert other.attrs == {"ci_kind": "eti", "ci_prob": 0.9}
+        labelled = {"alignment": "pivot", "ambiguous": 0.0, "note": ""}
+        assert other.attrs == {"ci_kind": "eti", "ci_prob": 0.9} | labelled
 
     def test_summary_is_the_comparison_s_numbers(
         self, comparison: xr.Dataset, mle: xr.DataTree, post: xr.DataTree

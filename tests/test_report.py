@@ -15,8 +15,9 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from bayesgmm.display.comparison import compare, headline
+from bayesgmm.display.comparison import compare
 from bayesgmm.display.page import report, to_html
+from bayesgmm.display.words import headline
 from bayesgmm.errors import ArgumentError
 
 SCRIPT = "<script>alert(1)</script>"

@@ -16,9 +16,9 @@ from arviz import visuals
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bayesgmm.display.comparison import format_number, headline, reasons_of, refuse_other
 from bayesgmm.display.plots import ESTIMATE, POSTERIOR, STYLE, Shown, short
 from bayesgmm.display.reasons import Z_LIMIT
+from bayesgmm.display.words import format_number, headline, hidden_rows, reasons_of, refuse_other
 from bayesgmm.errors import ArgumentError
 
 # What is drawn of either fit: centre, lower and upper end.
@@ -74,8 +74,8 @@ def plot_compare(
     Returns
     -------
     Forest or PlotCollection
-        With more than 60 parameters, of the 60 that differ most. With the backend "none", a
-        PlotCollection.
+        With more than 60 parameters, of the 60 that differ most. Components whose labels are too
+        ambiguous to be compared are left out. With the backend "none", a PlotCollection.
 
     Raises
     ------
@@ -85,14 +85,22 @@ def plot_compare(
     refuse_other(comparison)
     if backend not in ("matplotlib", "none"):
         raise ArgumentError("backend", f"must be 'matplotlib' or 'none', not {backend!r}")
-    shown = _most_different(comparison)
+    hidden = hidden_rows(comparison)
+    there = comparison.isel(parameter=~hidden)
+    shown = _most_different(there)
     p = shown.sizes["parameter"]
     level = f"{100 * comparison.attrs['ci_prob']:g} %"
     with mpl.rc_context(STYLE), plt.ioff():
         forest = _forest(shown, figsize or (10.0, 1.4 + 0.34 * p), backend)
         _write_values(forest, shown)
-        if p < comparison.sizes["parameter"]:
-            text = f"the {p} of {comparison.sizes['parameter']} parameters that differ most"
+        titles = []
+        if p < there.sizes["parameter"]:
+            titles.append(f"the {p} of {there.sizes['parameter']} parameters that differ most")
+        if hidden.any():
+            share = f"{comparison.attrs['ambiguous_labels']:.0%}"
+            titles.append(f"no single components: labels are ambiguous in {share} of the draws")
+        if titles:
+            text = "\n".join(titles)
             forest.map(visuals.labelled_title, text=text, size=9, **_IN_FOREST)
         if backend == "none":
             return forest

@@ -12,7 +12,10 @@ from typing import Any
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesgmm.display.comparison import (
+from bayesgmm.display.forest import Forest, plot_compare
+from bayesgmm.display.plots import Picture, plot_density
+from bayesgmm.display.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
+from bayesgmm.display.words import (
     SIDES,
     facts,
     failed_checks,
@@ -23,11 +26,9 @@ from bayesgmm.display.comparison import (
     refuse_other,
     verdict,
 )
-from bayesgmm.display.forest import Forest, plot_compare
-from bayesgmm.display.plots import Picture, plot_density
-from bayesgmm.display.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
+from bayesgmm.labelling.diagnosis import COLUMNS, diagnose
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.rows import printable
 from bayesgmm.tree import whole
@@ -129,6 +130,7 @@ def to_html(
             reordered=json.loads(attrs["permutation"]) != sorted(json.loads(attrs["permutation"])),
             forest=_picture(plot_compare(comparison)),
             density=density,
+            convergence=None if post is None else _convergence(post),
         )
     )
 
@@ -157,6 +159,22 @@ def _fit(comparison: xr.Dataset, side: str) -> dict[str, Any]:
         "warnings": [warning for warning in given if warning["code"] not in told],
         "made": {name.replace("_", " "): _in_words(value) for name, value in made.items()},
     }
+
+
+def _convergence(post: xr.DataTree) -> dict[str, Any] | None:
+    """Return the worst of raw, aligned and label-free draws, and a sentence that reads it."""
+    if not {"labels", "label_free"} <= set(post.children) or post["posterior"].sizes["draw"] < 4:
+        return None
+    table = diagnose(post)
+    rows = []
+    for name, what, worst, unit in (
+        ("r_hat", "largest R-hat", "max", 0.01),
+        ("ess_bulk", "smallest bulk ESS", "min", 10.0),
+        ("ess_tail", "smallest tail ESS", "min", 10.0),
+    ):
+        found = getattr(table[name], worst)()
+        rows.append([what, *(format_number(found[column], unit) for column in COLUMNS)])
+    return {"reading": table.attrs["reading"], "columns": COLUMNS, "rows": rows}
 
 
 def _in_words(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesgmm.labels import AMBIGUOUS
+from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS
 from bayesgmm.moments import Array
 
 Z_LIMIT = 0.25
@@ -26,9 +26,6 @@ OVERLAP_LIMIT = 0.8
 
 R_HAT_LIMIT = 1.01
 """Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), Bayesian Analysis 16, 667-718."""
-
-AMBIGUOUS_SHARE = 0.01
-"""Share of draws with ambiguous labels from which per-component summaries are affected."""
 
 BOUNDARY = 2.0
 """Standard errors between an estimate and its boundary within which a Wald interval crosses it."""
@@ -62,7 +59,7 @@ class Evidence:
     loglik_gap : float
         Largest log-likelihood of a draw minus that of a maximum-likelihood estimate.
     ambiguous : float
-        Share of draws whose labels are ambiguous.
+        Share of draws whose labels are ambiguous; 0 for what has no label.
     note : str
         Why there is no standard error.
     count : float
@@ -109,7 +106,7 @@ def not_converged(e: Evidence) -> str:
 
 def ambiguous_labels(e: Evidence) -> str:
     """Say that in too many draws another labelling is nearly as good."""
-    if not e.ambiguous > AMBIGUOUS_SHARE:
+    if AMBIGUOUS_LABELS.grade(e.ambiguous) == "ok":
         return ""
     return f"ambiguous labels ({e.ambiguous:.1%} of draws have a margin below {AMBIGUOUS})"
 
