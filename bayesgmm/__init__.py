@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bayesgmm.display.plots import plot_density as plot_density
     from bayesgmm.display.plots_em import plot_convergence as plot_convergence
     from bayesgmm.display.plots_em import plot_select as plot_select
+    from bayesgmm.display.plots_labels import plot_labels as plot_labels
     from bayesgmm.display.words import format_table as format_table
     from bayesgmm.display.words import to_frame as to_frame
     from bayesgmm.em.fit import fit_em as fit_em
@@ -87,6 +88,7 @@ _WHERE = {
     "plot_compare": "display.forest",
     "plot_convergence": "display.plots_em",
     "plot_density": "display.plots",
+    "plot_labels": "display.plots_labels",
     "plot_select": "display.plots_em",
     "predict": "prediction",
     "predict_proba": "prediction",

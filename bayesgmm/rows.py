@@ -79,6 +79,20 @@ def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
     return rows
 
 
+def parameters_by_component(fit: xr.DataTree) -> dict[str, list[Row]]:
+    """Return the parameters that every component has, by their names without it.
+
+    ``"weight"``, ``"mean[waiting]"``, ``"covariance[waiting, waiting]"``: a row for each component.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in parameter_rows(spec_of(fit), names_of(fit)):
+        if row.cluster >= 0:
+            inside = row.label[len(row.variable) + 1 : -1].partition(", ")[2]
+            name = f"{row.variable}[{inside}]" if inside else row.variable
+            found.setdefault(name, []).append(row)
+    return found
+
+
 def summary(
     fit: xr.DataTree, *, ci_prob: float = 0.95, allow_ambiguous: bool = False
 ) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.stats import chi2
 
 from bayesgmm.display.comparison import compare
-from bayesgmm.display.forest import Forest, plot_compare
+from bayesgmm.display.forest import Collection, plot_compare
 from bayesgmm.display.plots import ellipse, plot_density
 from bayesgmm.errors import ArgumentError
 
@@ -50,11 +50,11 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def column(forest: Forest, name: str) -> Axes:
+def column(forest: Collection, name: str) -> Axes:
     return forest.get_target("z", {"column": name})
 
 
-def drawn(forest: Forest, visual: str, model: str) -> list[Any]:
+def drawn(forest: Collection, visual: str, model: str) -> list[Any]:
     """The artists of one fit, in the order of the rows; None where nothing was drawn."""
     return list(forest.viz[visual]["z"].sel(model=model).to_numpy())
 

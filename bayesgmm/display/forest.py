@@ -31,7 +31,7 @@ _MOST_ROWS = 60
 _MOST_SDS = 8.0  # how far out the axis goes
 
 
-class Forest(Shown, az.PlotCollection):  # type: ignore[misc]
+class Collection(Shown, az.PlotCollection):  # type: ignore[misc]
     """An ArviZ PlotCollection with a text alternative, which a notebook shows without pyplot.
 
     Attributes
@@ -73,7 +73,7 @@ def plot_compare(
 
     Returns
     -------
-    Forest or PlotCollection
+    Collection or PlotCollection
         With more than 60 parameters, of the 60 that differ most. Components whose labels are too
         ambiguous to be compared are left out. With the backend "none", a PlotCollection.
 
@@ -115,7 +115,7 @@ def plot_compare(
         # ArviZ draws by pyplot, which would show the figure a second time and keep it forever.
         plt.close(forest.get_viz("figure"))
         FigureCanvasAgg(forest.get_viz("figure"))
-    picture = Forest(forest.data, forest.viz, aes_dt=forest.aes, backend=backend)
+    picture = Collection(forest.data, forest.viz, aes_dt=forest.aes, backend=backend)
     differ = reasons_of(comparison)
     picture.alt = (
         f"Forest plot of {p} parameters: posterior mean with equal-tailed interval and point "

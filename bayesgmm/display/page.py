@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesgmm.display.forest import Forest, plot_compare
+from bayesgmm.display.forest import Collection, plot_compare
 from bayesgmm.display.plots import Picture, plot_density
 from bayesgmm.display.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
 from bayesgmm.display.words import (
@@ -187,7 +187,7 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-def _picture(picture: Picture | Forest) -> dict[str, Any]:
+def _picture(picture: Picture | Collection) -> dict[str, Any]:
     """Return a picture as a data address with its size on the page and its alternative text."""
     with warnings.catch_warnings():
         # The tables have every name; a font that lacks a letter is no news to the reader.

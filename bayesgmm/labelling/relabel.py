@@ -24,7 +24,7 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import UNWEIGHTED, Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
-from bayesgmm.rows import Row, has_draws, parameter_rows, raw_draws, take
+from bayesgmm.rows import Row, has_draws, parameters_by_component, raw_draws, take
 
 Method = Literal[
     "pivot", "ecr", "ecr-iterative-1", "ecr-iterative-2", "stephens", "pra", "ordering"
@@ -269,18 +269,10 @@ def _pivot(task: _Task, given: Any) -> Parameters:
 
 def _ordered_by(name: Any, fit: xr.DataTree) -> list[Row]:
     """Return the rows of a parameter that is named without its component."""
-    found: dict[str, list[Row]] = {}
-    for row in parameter_rows(tree.spec_of(fit), tree.names_of(fit)):
-        if row.cluster >= 0:
-            found.setdefault(_without_component(row), []).append(row)
+    found = parameters_by_component(fit)
     if name not in found and tree.spec_of(fit).n_components > 1:
         raise ArgumentError("ordering", f"must be one of {', '.join(found)}, not {name!r}")
     return found.get(name, [])
-
-
-def _without_component(row: Row) -> str:
-    inside = row.label[len(row.variable) + 1 : -1].partition(", ")[2]
-    return f"{row.variable}[{inside}]" if inside else row.variable
 
 
 def _relabelled(
