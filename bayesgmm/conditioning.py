@@ -47,13 +47,13 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.numeric import kernel
 from bayesgmm.prediction import mixtures_of
-from bayesgmm.tree import dataset, names_of, spec_of
+from bayesgmm.tree import dataset, labels_at, names_of, spec_of
 
 _NUMBERS = 1 << 18  # in the largest array of a block of rows
 _ENOUGH = 100.0  # effective draws below which averages over them say little
 # What stays true of a fit when columns are left out or given values.
 _KEPT = (
-    *("engine", "estimate", "random_seed", "stop_reason", "verdict", "warnings"),
+    *("engine", "estimate", "random_seed", "stop_reason", "verdict", "warnings", "alignment"),
     *("bayesgmm_version", "versions"),
 )
 
@@ -96,7 +96,7 @@ def marginal[Fit: (xr.DataTree, Parameters)](fit: Fit, columns: Sequence[str | i
         return Parameters(fit.weight, fit.mean[:, kept], covariance)
     groups = {
         name: fit[name].to_dataset().isel(feature=kept, feature_bis=kept, missing_dims="ignore")
-        for name in ("posterior", "standard_error", "observed_data", "constant_data")
+        for name in ("posterior", "labels", "standard_error", "observed_data", "constant_data")
         if name in fit.children
     }
     return _derived(fit, groups, len(kept), {"marginal": [names[j] for j in kept]})
@@ -180,7 +180,8 @@ def conditional[Fit: (xr.DataTree, Parameters)](
     arrays = {"weight": weight[None], "mean": mean[None], "covariance": covariance[None]}
     posterior = dataset(arrays, left, ("chain", "draw"))
     step = {"given": {names[j]: float(v) for j, v in zip(observed, x[0], strict=True)}}
-    found = _derived(fit, {"posterior": posterior}, len(rest), step)
+    groups = {"posterior": posterior} | labels_at(fit, chosen)
+    found = _derived(fit, groups, len(rest), step)
     effective = float(total.sum() ** 2 / (total**2).sum())
     found.attrs["effective_draws"] = effective
     if effective < min(_ENOUGH, 0.5 * s):

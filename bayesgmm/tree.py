@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
@@ -108,6 +109,18 @@ def spec_of(fit: xr.DataTree) -> GaussianMixture:
 def names_of(fit: xr.DataTree) -> tuple[str, ...]:
     """Return the column names of a fit."""
     return tuple(str(name) for name in fit["posterior"]["feature"].to_numpy())
+
+
+def labels_at(fit: xr.DataTree, chosen: NDArray[np.intp]) -> dict[str, xr.Dataset]:
+    """Return the group ``labels`` of some draws, as one chain; nothing where there is none."""
+    if "labels" not in fit.children:
+        return {}
+    found = {}
+    for name, array in fit["labels"].to_dataset().data_vars.items():
+        array = array.transpose("chain", "draw", ...)
+        value = array.to_numpy().reshape(-1, *array.shape[2:])[chosen]
+        found[name] = (array.dims, value[None])
+    return {"labels": xr.Dataset(found)}
 
 
 def whole(argument: str, fit: Any, *groups: str) -> xr.DataTree:

@@ -60,7 +60,10 @@ def headline(comparison: xr.Dataset) -> str:
             f"{np.nanmax(ratio):.2f})"
         )
     if hidden.any():
-        text += f"; single components are not compared: {attrs['refused']}"
+        share = f"{attrs['ambiguous_labels']:.1%}"
+        text += (
+            f"; single components are not compared, as {share} of the draws have ambiguous labels"
+        )
     bad = [
         f"the verdict on the {attrs[f'{side}_name']} is '{verdict(comparison, side)['status']}'"
         for side in SIDES
@@ -140,6 +143,8 @@ def format_rows(comparison: xr.Dataset) -> tuple[list[str], list[list[str]]]:
 
         def interval(kind: str, row: dict[Any, Any] = row, unit: float = unit) -> str:
             ends = (row[f"{kind}_lower"], row[f"{kind}_upper"])
+            if np.isnan(ends).all():
+                return "–"
             return " to ".join(format_number(end, unit) for end in ends)
 
         line = [row["label"], format_number(row["estimate"], unit), interval("wald")]
