@@ -16,6 +16,9 @@ import pandas as pd
 import xarray as xr
 from scipy.special import logsumexp
 
+from bayesgmm import labelfree, tree
+from bayesgmm.checks import Verdict
+from bayesgmm.labels import ambiguous_labels
 from bayesgmm.mixture import GaussianMixture
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,3 +270,41 @@ def many_dimensional(d: int, *, draws: int = 0, family: str = "EEE", k: int = 3)
 def _contrast(rng: np.random.Generator, size: Sequence[int], k: int) -> np.ndarray:
     noise = rng.normal(size=(*size, k))
     return noise - noise.mean(axis=-1, keepdims=True)
+
+
+def labelled(arrays: Arrays, x: np.ndarray, **attrs: Any) -> xr.DataTree:
+    """A posterior that is labelled as it was sampled."""
+    k, d = arrays["mean"].shape[2:]
+    frame = pd.DataFrame(x, columns=[f"x{j}" for j in range(d)])
+    spec = GaussianMixture(k, "V" if d == 1 else "VVV")
+    fit = assemble(
+        arrays, frame, spec=spec, attrs={"engine": "nuts", "estimate": "posterior"} | attrs
+    )
+    both = fit["posterior"].to_dataset()["weight"].dims[:2]
+    size = arrays["weight"].shape
+    fit["labels"] = xr.DataTree(
+        xr.Dataset(
+            {
+                "permutation": ((*both, "cluster"), np.broadcast_to(np.arange(k), size).copy()),
+                "margin": (both, np.ones(size[:2])),
+            }
+        )
+    )
+    free = labelfree.label_free(*(arrays[name] for name in tree.DIMS))
+    fit["label_free"] = xr.DataTree(labelfree.dataset(free, list(frame)))
+    verdict = Verdict((ambiguous_labels(np.ones(size[:2])),))
+    fit.attrs["verdict"] = verdict.to_json()
+    return fit
+
+
+def put(fit: xr.DataTree, group: str, name: str, values: np.ndarray) -> None:
+    fit[group][name] = fit[group][name].copy(data=values)
+
+
+def permuted(arrays: Arrays, order: np.ndarray) -> Arrays:
+    """Every draw with its components in another order, (chain, draw, k)."""
+    found = {}
+    for name, a in arrays.items():
+        at = order.reshape(*order.shape, *(1 for _ in a.shape[3:]))
+        found[name] = np.take_along_axis(a, at, axis=2)
+    return found

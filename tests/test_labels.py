@@ -269,3 +269,20 @@ def test_draws_are_aligned_in_blocks_without_seams(monkeypatch):
     blocks = labels.align(*draws, pivot)
     np.testing.assert_array_equal(blocks.permutation, whole.permutation)
     np.testing.assert_array_equal(blocks.margin, whole.margin)
+
+
+def test_forbidden_labels_cost_nothing_in_sureness() -> None:
+    """Where one labelling alone is allowed, it is sure; costs of 0 and infinity are both met."""
+    cost = np.full((1, 3, 3), np.inf)
+    cost[0, [1, 2, 0], [0, 1, 2]] = [0.0, 0.2, 0.3]
+    found = labels.assign(cost)
+    np.testing.assert_array_equal(found.permutation, [[1, 2, 0]])
+    assert found.margin[0] == 1.0
+    cost[0, [2, 1], [0, 1]] = 0.1  # now the first two may be exchanged, at the same total
+    assert labels.assign(cost).margin[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_ambiguous_share_counts_what_is_not_known() -> None:
+    assert labels.ambiguous_share(np.array([0.05, 0.2, np.nan, 1.0])) == 0.5
+    assert labels.ambiguous_share(np.empty(0)) == 0.0
+    assert labels.ambiguous_labels(np.array([0.05, 0.2, 1.0, 1.0])).evidence.startswith("1 of 4")

@@ -82,6 +82,7 @@ POINTS = {"em", "map", "hard", "fixed", "jackknife"}
 SOFT = POINTS - {"hard"}
 DRAWS = {"bootstrap", "laplace"}
 PARTS = {"marginal", "conditional", "marginal of draws", "conditional of draws"}
+DRAWN_PARTS = {"marginal of draws", "conditional of draws"}
 FITS = POINTS | DRAWS | PARTS
 
 
@@ -132,6 +133,10 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
         lambda t, _: quiet(bg.bootstrap_lrt, t, draws=1, n_starts=0, random_seed=1),
         SOFT - {"map"},
     ),
+    "align": (lambda t, _: quiet(bg.align, t), DRAWS),
+    "align, pivot": (lambda t, _: quiet(bg.align, boot(), pivot=t), POINTS | {"nothing"}),
+    "diagnose": (lambda t, _: bg.diagnose(t), DRAWS),
+    "plot_labels": (lambda t, _: bg.plot_labels(t), DRAWS | DRAWN_PARTS),
     "standard_errors": (lambda t, _: bg.standard_errors(t), {"bootstrap"}),
     "percentile_intervals": (lambda t, _: bg.percentile_intervals(t), {"bootstrap"}),
     "compare, first": (lambda t, _: bg.compare(t, boot()), POINTS - {"fixed"}),

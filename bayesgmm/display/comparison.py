@@ -238,11 +238,7 @@ def _label_free_estimates(mle: xr.DataTree, rows: list[Row]) -> tuple[Array, Arr
     kinds: dict[str, Kind] = {METHODS[kind]: kind for kind in get_args(Kind)}
     kind = kinds.get(method)
     if kind is None:
-        return (
-            estimate,
-            none,
-            note or f"by the method '{method}' there is none of what has no label",
-        )
+        return estimate, none, note or f"by '{method}' there is none of what has no label"
     try:
         about = estimate_of(mle)
     except ArgumentError as error:

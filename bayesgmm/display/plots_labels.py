@@ -137,7 +137,7 @@ def _collection(
         coords={
             "plot_axis": ["x", "y"],
             "labels": columns,
-            "chain": fit["posterior"]["chain"].to_numpy()[:chains],
+            "chain": fit["posterior"].to_dataset()["chain"].to_numpy()[:chains],
             "cluster": np.arange(k),
         },
     )

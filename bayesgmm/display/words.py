@@ -61,9 +61,7 @@ def headline(comparison: xr.Dataset) -> str:
         )
     if hidden.any():
         share = f"{attrs['ambiguous_labels']:.1%}"
-        text += (
-            f"; single components are not compared, as {share} of the draws have ambiguous labels"
-        )
+        text += f"; single components are not compared: {share} of draws have ambiguous labels"
     bad = [
         f"the verdict on the {attrs[f'{side}_name']} is '{verdict(comparison, side)['status']}'"
         for side in SIDES

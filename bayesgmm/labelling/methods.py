@@ -111,7 +111,6 @@ def to_shares(
 
 def by_turns(
     shares: Shares,
-    start: Labels,
     weight: Array,
     cost: Cost,
     *,
@@ -124,9 +123,7 @@ def by_turns(
     Parameters
     ----------
     shares : Shares
-        Whose cost is to be low.
-    start : (s, k) integer array
-        The first labels.
+        Whose cost is to be low. The labels that they have are the first ones.
     weight : (n,) array
         Of the rows; they sum to one.
     cost : callable
@@ -144,7 +141,7 @@ def by_turns(
         Turns end where they change nothing or gain nothing; what gains nothing is not taken.
     """
     best: Labelled | None = None
-    labelling = start
+    labelling = np.tile(np.arange(shares.draws[0].k), (len(shares.draws), 1))
     for _ in range(MOST_TURNS):
         pivot = _average(averaged or shares, labelling)
         if is_hard:

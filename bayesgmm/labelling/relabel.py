@@ -24,7 +24,7 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import UNWEIGHTED, Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
-from bayesgmm.rows import Row, has_draws, parameters_by_component, raw_draws, take
+from bayesgmm.rows import Row, draws_of, has_draws, parameters_by_component, take
 
 Method = Literal[
     "pivot", "ecr", "ecr-iterative-1", "ecr-iterative-2", "stephens", "pra", "ordering"
@@ -32,6 +32,7 @@ Method = Literal[
 METHODS: tuple[str, ...] = get_args(Method)
 _BY_PIVOT = ("pivot", "ecr", "pra")
 _ALLOCATED = ("ecr", "ecr-iterative-1", "ecr-iterative-2")
+_NEEDED = ("labels", "label_free", "sample_stats", "observed_data", "constant_data")
 # What a verdict says of draws with labels, as opposed to how they were sampled.
 _OF_LABELS = ("rhat", "ess-bulk", "ess-tail", "mcse", "constant-parameter", "ambiguous-labels")
 
@@ -48,7 +49,8 @@ def align(
 
     Each method is an assignment problem for every draw; `bayesgmm.labelling.methods` has the
     formulas. The labels that the fit has are the first ones of what is found by turns, and those
-    of a pivot that is one of the draws.
+    of a pivot that is one of the draws; how components were called when they were sampled does not
+    matter.
 
     ==================  ============================================================================
     method              components are labelled by
@@ -114,7 +116,7 @@ def align(
     """
     if method not in METHODS:
         raise ArgumentError("method", f"must be one of {', '.join(METHODS)}, not {method!r}")
-    tree.whole("fit", fit, "labels", "label_free", "observed_data", "constant_data")
+    tree.whole("fit", fit, *_NEEDED)
     if not has_draws(fit):
         raise ArgumentError("fit", "is a point estimate; labels are of draws")
     if pivot is not None and method not in _BY_PIVOT:
@@ -124,53 +126,46 @@ def align(
     parameter = _ordered_by("weight" if ordering is None else ordering, fit)
     seed = seed_of(random_seed)
     task = _Task(fit, method)
-    s = len(task.present)
-    permutation, margin = task.present.copy(), np.zeros(s)
+    s = len(task.usable)
+    change, margin = np.tile(np.arange(task.k), (s, 1)), np.zeros(s)
     loss: tuple[float, ...] = ()
     if task.k == 1:
         margin[:] = task.usable
     elif task.usable.any():
         found = _labelled(task, _pivot(task, pivot), parameter, seed)
-        permutation[task.usable] = found.alignment.permutation
+        change[task.usable] = found.alignment.permutation
         margin[task.usable], loss = found.alignment.margin, found.loss
     record: dict[str, Any] = {"method": method, "loss": list(loss)}
     record |= {"random_seed": seed} if method in _ALLOCATED else {}
-    record |= {"ordering": parameter[0].label} if method == "ordering" else {}
-    return _relabelled(fit, task.raw, permutation, margin, record)
+    record |= {"ordering": ordering or "weight"} if method == "ordering" else {}
+    return _relabelled(fit, change, margin, record)
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The draws of a fit as they came, and its rows."""
+    """The draws of a fit, with the labels that they have, and its rows."""
 
     fit: xr.DataTree
     method: str
 
     @property
     def k(self) -> int:
-        return self.present.shape[1]
+        return self.draws["weight"].shape[1]
 
     @cached_property
-    def present(self) -> Labels:
-        """Labels (s, k) that the draws have."""
-        found = self.fit["labels"].to_dataset()["permutation"]
-        array = found.transpose("chain", "draw", "cluster").to_numpy()
-        return array.reshape(-1, array.shape[-1]).astype(np.intp)
-
-    @cached_property
-    def raw(self) -> dict[str, Array]:
-        """All parameters (s, ...) before any alignment."""
-        return {n: a.reshape(-1, *a.shape[2:]) for n, a in raw_draws(self.fit).items()}
+    def draws(self) -> dict[str, Array]:
+        """All parameters (s, ...)."""
+        return {n: a.reshape(-1, *a.shape[2:]) for n, a in draws_of(self.fit).items()}
 
     @cached_property
     def usable(self) -> Any:
         """Which draws (s,) are mixtures; the others keep their labels, with margin 0."""
-        return labels.are_mixtures(*(self.raw[name] for name in tree.DIMS))
+        return labels.are_mixtures(*(self.draws[name] for name in tree.DIMS))
 
     @cached_property
     def arrays(self) -> tuple[Array, Array, Array]:
         """Weight, mean and covariance of the usable draws."""
-        weight, mean, covariance = (self.raw[name][self.usable] for name in tree.DIMS)
+        weight, mean, covariance = (self.draws[name][self.usable] for name in tree.DIMS)
         return weight, mean, covariance
 
     @cached_property
@@ -179,7 +174,7 @@ class _Task:
         region = tree.region_of(self.fit)
         noise: list[Noise | None] = [None] * len(self.arrays[0])
         if region is not None:
-            shares = self.raw[NOISE][self.usable].tolist()
+            shares = self.draws[NOISE][self.usable].tolist()
             noise = [Noise(share, -region.log_volume) for share in shares]
         parts = zip(*self.arrays, noise, strict=True)
         return [Parameters(w, m, c, n) for w, m, c, n in parts]
@@ -222,19 +217,19 @@ def _labelled(task: _Task, pivot: Parameters, parameter: list[Row], seed: int) -
         draws = methods.vectors(*task.arrays, unit)
         return methods.to_parameters(draws, methods.vectors(*one, unit)[0], apart)
     if task.method == "ordering":
-        values = take({n: task.raw[n][task.usable] for n in tree.DIMS}, parameter)
+        values = take({n: task.draws[n][task.usable] for n in tree.DIMS}, parameter)
         return methods.in_order(values, apart)
-    start, weight = task.present[task.usable], task.weight
+    weight = task.weight
     if task.method == "stephens":
         shares = task.shares(task.mixtures, None)
-        return methods.by_turns(shares, start, weight, methods.divergence, kinds=apart)
+        return methods.by_turns(shares, weight, methods.divergence, kinds=apart)
     allocated = task.shares(task.mixtures, seed)
     if task.method == "ecr":
         own = task.shares([pivot], seed + 1).of(0)
         return methods.to_shares(allocated, own, weight, kinds=apart)
     averaged = task.shares(task.mixtures, None) if task.method == "ecr-iterative-2" else None
     return methods.by_turns(
-        *(allocated, start, weight, methods.mismatch),
+        *(allocated, weight, methods.mismatch),
         averaged=averaged,
         is_hard=True,
         kinds=apart,
@@ -248,9 +243,7 @@ def _pivot(task: _Task, given: Any) -> Parameters:
         name = "lp" if "lp" in stats else "loglik"
         height = stats[name].transpose("chain", "draw").to_numpy().ravel()[task.usable]
         best = int(np.nanargmax(height)) if np.isfinite(height).any() else 0
-        order = task.present[task.usable][best]
-        one = task.mixtures[best]
-        return Parameters(one.weight[order], one.mean[order], one.covariance[order], one.noise)
+        return task.mixtures[best]
     if isinstance(given, xr.DataTree):
         tree.whole("pivot", given)
         if has_draws(given):
@@ -261,9 +254,11 @@ def _pivot(task: _Task, given: Any) -> Parameters:
     if not isinstance(given, Parameters):
         kind = type(given).__name__
         raise ArgumentError("pivot", f"must be a point estimate or Parameters, not {kind}")
-    if given.mean.shape != task.raw["mean"].shape[1:]:
-        shape, other = given.mean.shape, task.raw["mean"].shape[1:]
+    if given.mean.shape != task.draws["mean"].shape[1:]:
+        shape, other = given.mean.shape, task.draws["mean"].shape[1:]
         raise ArgumentError("pivot", f"has means of shape {shape}; the draws have {other}")
+    if not labels.are_mixtures(given.weight[None], given.mean[None], given.covariance[None])[0]:
+        raise ArgumentError("pivot", "is no mixture with positive definite covariances")
     return given
 
 
@@ -276,20 +271,20 @@ def _ordered_by(name: Any, fit: xr.DataTree) -> list[Row]:
 
 
 def _relabelled(
-    fit: xr.DataTree,
-    raw: dict[str, Array],
-    permutation: Labels,
-    margin: Array,
-    record: dict[str, Any],
+    fit: xr.DataTree, change: Labels, margin: Array, record: dict[str, Any]
 ) -> xr.DataTree:
+    """Return a fit whose components are ``change`` of the present ones."""
     shape = tuple(fit["posterior"].sizes[dim] for dim in ("chain", "draw"))
     both = ("chain", "draw")
-    posterior = fit["posterior"].to_dataset()
-    for name, dims in tree.DIMS.items():
-        value = labels.apply(permutation, raw[name])
-        posterior[name] = ((*both, *dims), value.reshape(*shape, *value.shape[1:]))
-    group = fit["labels"].to_dataset()
-    group["permutation"] = ((*both, "cluster"), permutation.reshape(*shape, -1))
+    posterior, group = (fit[name].to_dataset() for name in ("posterior", "labels"))
+    order = change.reshape(*shape, -1)
+    for name, value in draws_of(fit).items():
+        if name in tree.DIMS:
+            at = order.reshape(*order.shape, *(1 for _ in value.shape[3:]))
+            moved = np.take_along_axis(value, at, axis=2)
+            posterior[name] = ((*both, *tree.DIMS[name]), moved)
+    present = group["permutation"].transpose(*both, "cluster").to_numpy()
+    group["permutation"] = ((*both, "cluster"), np.take_along_axis(present, order, axis=2))
     group["margin"] = (both, margin.reshape(shape))
     group.attrs = record
     found = fit.copy()
