@@ -6,7 +6,6 @@ where labels leave nothing to guess.
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import cache
 from typing import Any
@@ -14,18 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
-from arviz_stats.base import array_stats
 from models import table
-from scipy.special import gammaln, logsumexp
-from scipy.stats import invwishart, multivariate_normal
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 
-import bayesgmm as bg
 from bayesgmm import groups, tree
-from bayesgmm.checks import Verdict
-from bayesgmm.data.observations import Data, read_for
+from bayesgmm.data.observations import read_for
 from bayesgmm.em.fit import checked_region
-from bayesgmm.errors import ArgumentError, BayesgmmWarning, NotYetSupportedError
+from bayesgmm.errors import BayesgmmWarning
 from bayesgmm.information.fixed import read_fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise, Parameters
