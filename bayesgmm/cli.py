@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
 from bayesgmm.terminal import (
     Exit,
@@ -215,6 +215,7 @@ def compare(
     components: Components,
     out: Out,
     covariance: Family = "VVV",
+    noise: Noise = False,
     columns: Columns = None,
     missing: MissingCells = "error",
     labels: Known = None,
@@ -240,12 +241,7 @@ def compare(
     with told_plainly(debug):
         from bayesgmm.mixture import GaussianMixture
 
-        spec = GaussianMixture(components, covariance, prior)
-        for argument, is_used in (("missing", missing == "marginalise"), ("labels", labels)):
-            if is_used:
-                raise NotYetSupportedError(
-                    argument, "is for EM alone yet, not for the posterior; use `bayesgmm fit`"
-                )
+        spec = GaussianMixture(components, covariance, prior, noise)
         prepare(out, RESULTS, overwrite)
         given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
         sampling = {"draws": draws, "tune": tune, "chains": chains, "cores": cores}
@@ -285,9 +281,6 @@ def _compare(
     sampling: dict[str, Any],
     excel_safe: bool,
 ) -> None:
-    from bayesgmm.mixture import refuse_unsupported
-
-    refuse_unsupported(spec)  # before EM is run for nothing
     say("fitting by EM ...", sys.stderr)
     from bayesgmm.em.fit import fit_em
     from bayesgmm.tree import save
@@ -298,8 +291,7 @@ def _compare(
     say("compiling and sampling by NUTS ...", sys.stderr)
     from bayesgmm.posterior.bayes import sample_posterior
 
-    whole = given.without_missing()
-    post = sample_posterior(spec, whole.frame, random_seed=seed, mle=mle, **whole.known, **sampling)
+    post = sample_posterior(spec, given.frame, random_seed=seed, mle=mle, **given.known, **sampling)
     save(post, out / "posterior.nc")
     from bayesgmm.display import comparison as comparing
     from bayesgmm.display import words

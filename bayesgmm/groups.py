@@ -159,6 +159,70 @@ def _kinds(rows: NDArray[Any]) -> Index:
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
 
 
+# Groups as arrays, for what is compiled
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Groups as arrays, as `kernel_ops.of_groups` reads them; all but x and weight may be empty.
+
+    Parameters
+    ----------
+    x : (n, d) array
+        Rows by group, 0 where missing.
+    weight : (n,) array
+        Theirs, or shape (0,).
+    order : (n,) array
+        Which rows they are, as numbers; shape (0,) if nothing is missing and no label known.
+    begin : (g + 1,) array
+        Where groups begin, and the last ends.
+    observed : (g, d) array
+        1 or 0.
+    factor : (g, k) array
+        What log-weights get added.
+    known : (n, k) array
+        Logarithms of plausibilities that differ by row, or shape (0, k).
+    """
+
+    x: Array
+    weight: Array
+    order: Array
+    begin: Array
+    observed: Array
+    factor: Array
+    known: Array
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All but x and weight, in the order of `kernel_ops.known_in_part`."""
+        return self.order, self.begin, self.observed, self.factor, self.known
+
+
+def layout(groups: Sequence[Group], k: int) -> Layout:
+    """Return groups of rows, of k components, as arrays."""
+    x, weight = groups[0].x, groups[0].weight
+    d, nothing = x.shape[1], np.empty(0)
+    if len(groups) == 1 and groups[0].is_plain:
+        return Layout(x, weight, nothing, nothing, np.empty((0, d)), *np.empty((2, 0, k)))
+    sizes = [len(group.x) for group in groups]
+    known = np.empty((0, k))
+    if any(group.plausibility.ndim == 2 for group in groups):
+        each = [g.plausibility if g.plausibility.ndim == 2 else np.ones((1, k)) for g in groups]
+        by_row = [np.broadcast_to(one, (m, k)) for one, m in zip(each, sizes, strict=True)]
+        with np.errstate(divide="ignore"):
+            known = np.log(np.concatenate(by_row))
+    every = np.arange(sum(sizes))
+    return Layout(
+        np.concatenate([group.x for group in groups]),
+        np.concatenate([group.weight for group in groups]),
+        np.concatenate([every[group.rows] for group in groups]).astype(np.float64),
+        np.cumsum([0, *sizes], dtype=np.float64),
+        np.array([group.observed for group in groups], dtype=np.float64),
+        np.array([np.broadcast_to(group.log_factor, k) for group in groups]),
+        known,
+    )
+
+
 # Parameters of what is observed
 
 

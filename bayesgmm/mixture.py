@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.covariance import Covariance
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
@@ -162,14 +162,10 @@ class GaussianMixture:
             raise ArgumentError("text", f"not the JSON of a GaussianMixture ({error})") from error
 
 
-def refuse_unsupported(spec: GaussianMixture) -> None:
-    """Refuse what cannot be sampled yet, before any work is done."""
+def refuse_other(spec: Any) -> None:
+    """Refuse what is no specification."""
     if not isinstance(spec, GaussianMixture):
         raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
-    if spec.has_noise:
-        raise NotYetSupportedError(
-            "noise", "cannot be sampled yet; EM fits it: use GaussianMixture(..., noise=False)"
-        )
 
 
 def _checked_noise(noise: Any) -> float | Literal["box"] | None:

@@ -44,7 +44,7 @@ _ROWS = 4096  # rows that are taken together in NumPy
 
 # The noise component as a normal distribution: this many standard deviations are one unit of data,
 # so that it is flat to the last bit as far as 1e20 units.
-_FLAT = 2.0**-100
+FLAT = 2.0**-100
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class Parameters:
         one = Parameters(
             self.weights,
             np.concatenate([self.mean, np.zeros((1, d))]),
-            np.concatenate([self.covariance, eye / _FLAT**2]),
+            np.concatenate([self.covariance, eye / FLAT**2]),
         )
         log_noise = np.log(self.noise.weight) if self.noise.weight > 0 else -np.inf
         # What they would be, but for the noise's own level.
-        vars(one)["log_weight"] = np.append(self.log_weight, log_noise + level - d * np.log(_FLAT))
-        vars(one)["whitening"] = np.concatenate([self.whitening, eye * _FLAT])
+        vars(one)["log_weight"] = np.append(self.log_weight, log_noise + level - d * np.log(FLAT))
+        vars(one)["whitening"] = np.concatenate([self.whitening, eye * FLAT])
         return one
 
     def moved(self, weights: Array, mean: Array, covariance: Array) -> Parameters:

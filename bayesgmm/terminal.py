@@ -47,14 +47,6 @@ class Input:
     frame: pd.DataFrame
     known: dict[str, Any] = field(default_factory=dict)
 
-    def without_missing(self) -> Input:
-        """Return the rows that have no missing value, for what cannot leave them out by itself."""
-        if "missing" not in self.known:
-            return self
-        whole = self.frame.notna().all(axis=1)
-        known = {name: value[whole] for name, value in self.known.items() if name != "missing"}
-        return Input(self.frame[whole], known)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -214,8 +206,11 @@ def finish(*fits: xr.DataTree) -> None:
 
 @contextmanager
 def told_plainly(debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit code, and warnings into one message each."""
-    show = warnings.showwarning
+    """Turn errors into one message and an exit code, and warnings into one message each.
+
+    Both engines read the same table: what both warn of is said once.
+    """
+    show, told = warnings.showwarning, set[str]()
 
     def show_plainly(
         message: Warning | str,
@@ -227,7 +222,9 @@ def told_plainly(debug: bool) -> Iterator[None]:
     ) -> None:
         if not isinstance(message, BayesgmmWarning):
             show(message, category, filename, lineno, file, line)
-        elif not message.code.endswith("-not-good"):  # the verdict, which is printed anyway
+        elif not message.code.endswith("-not-good") and str(message) not in told:
+            # Not the verdict, which is printed anyway.
+            told.add(str(message))
             say(f"warning: {message}", sys.stderr)
 
     try:

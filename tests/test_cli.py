@@ -325,29 +325,34 @@ def test_columns_beside_the_data_are_passed_on(engines, tmp_path):
         assert "has no column 'nowhere'" in " ".join(result.stderr.split())
 
 
-def test_compare_leaves_out_the_same_rows_for_both_engines(engines, tmp_path):
+def test_compare_tells_both_engines_the_same(engines, tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("a,b,count\n1,2,1\n3,,2\n-1e3,.5,3\n")
-    options = ["--missing", "drop", "--weights", "count"]
+    path.write_text("a,b,count,known\n1,2,1,0\n3,,2,\n-1e3,.5,3,1\n")
+    options = ["--missing", "marginalise", "--weights", "count", "--labels", "known", "--noise"]
     result = run("compare", path, "-k", 2, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
-    (_, _, whole, of_em), (_, _, kept, of_nuts) = engines.calls
-    assert of_em["missing"] == "drop"
-    assert len(whole) == 3
-    assert kept["a"].tolist() == [1.0, -1000.0]
-    assert of_nuts["sample_weight"].tolist() == [1, 3]
-    assert "missing" not in of_nuts
+    (_, spec, whole, of_em), (_, other, same, of_nuts) = engines.calls
+    assert spec == other
+    assert spec.has_noise
+    assert whole is same
+    assert list(whole.columns) == ["a", "b"]
+    for name in ("missing", "labels", "sample_weight"):
+        assert of_em[name] is of_nuts[name]
 
 
-@pytest.mark.parametrize("option", [("--missing", "marginalise"), ("--labels", "a")])
-def test_what_the_posterior_cannot_take_yet_is_refused_before_anything_is_done(
-    engines, data, tmp_path, option
-):
-    result = run("compare", data, "-k", 2, "-o", tmp_path / "out", *option)
-    assert result.exit_code == 2
-    assert f"error: {option[0]}: is for EM alone yet" in result.stderr
-    assert engines.calls == []
-    assert not (tmp_path / "out").exists()
+def test_what_both_engines_warn_of_is_said_once(engines, data, tmp_path, monkeypatch):
+    def warning(function):
+        def call(*arguments, **options):
+            warnings.warn(DataWarning("tied-rows", "3 rows are equal"), stacklevel=1)
+            return function(*arguments, **options)
+
+        return call
+
+    for module, name in (("em.fit", "fit_em"), ("posterior.bayes", "sample_posterior")):
+        whole = sys.modules[f"bayesgmm.{module}"]
+        monkeypatch.setattr(whole, name, warning(getattr(whole, name)))
+    result = run("compare", data, "-k", 2, "-o", tmp_path / "out")
+    assert result.stderr.count("3 rows are equal") == 1
 
 
 def test_version(monkeypatch):

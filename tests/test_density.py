@@ -84,7 +84,7 @@ def pymcs(spec: GaussianMixture, data: Data) -> Callable[[np.ndarray], Any]:
 
 def near_the_data(of: Target, rng: np.random.Generator) -> np.ndarray:
     point = 0.5 * rng.normal(size=of.size)
-    rows = rng.choice(of.data.values, size=of.chart.k, replace=False)
+    rows = rng.choice(of.data.values, size=of.space.chart.k, replace=False)
     point[-rows.size :] = rows.ravel()
     return point
 

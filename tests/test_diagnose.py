@@ -147,6 +147,14 @@ class TestDiagnose:
         assert (table["ess_bulk", "label-free"].dropna() == 1600).all()
         assert table.attrs["reading"].startswith("The draws are independent")
 
+    def test_what_is_fixed_is_left_out(self) -> None:
+        values = arrays()
+        values["weight"][:] = 0.5
+        table = bg.diagnose(labelled(values, X, fixed='{"weight": [0.5, 0.5]}'))
+        assert {"mean[0, x0]", "between[x0]"} <= set(table.index)
+        assert not {"weight[0]", "weight_entropy", "weight_max"} & set(table.index)
+        assert "Chains agree" in table.attrs["reading"]
+
     def test_refusals(self) -> None:
         with pytest.raises(ArgumentError, match=r"^fit: must be a whole fit, with labels"):
             bg.diagnose(fits.em_fit())

@@ -20,7 +20,7 @@ import bayesgmm as bg
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.data.observations import read
 from bayesgmm.em.fit import fit_em
-from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
+from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.numeric.kernel_ops import loglik_and_gradient
@@ -261,10 +261,6 @@ class TestRefusals:
         with pytest.raises(ArgumentError, match=letters) as error:
             to_pymc(GaussianMixture(2, letters, "separation"), table("faithful"))
         assert error.value.argument == "prior"
-
-    def test_noise(self) -> None:
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            to_pymc(GaussianMixture(2, noise=True), table("faithful"))
 
     def test_other_things_than_a_specification(self) -> None:
         with pytest.raises(ArgumentError, match="GaussianMixture") as error:

@@ -253,8 +253,6 @@ class TestFit:
             bg.fit_em(spec, x, labels=np.where(x["a"] > 3, 1, -1))
         with pytest.raises(NotYetSupportedError, match="noise"):
             bg.fit_em(spec, x, fixed={"weight": "equal"})
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            bg.sample_posterior(spec, x)
 
 
 class TestUncertainty:

@@ -23,7 +23,7 @@ from models import GOLDEN, table
 from bayesgmm.checks import Verdict
 from bayesgmm.data.observations import read
 from bayesgmm.em.fit import fit_em
-from bayesgmm.errors import ArgumentError, DataError, NotYetSupportedError, PosteriorWarning
+from bayesgmm.errors import ArgumentError, DataError, PosteriorWarning
 from bayesgmm.labels import match
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters, log_density, responsibilities
@@ -580,7 +580,5 @@ class TestRefusals:
     def test_specifications_without_a_posterior(self) -> None:
         with pytest.raises(ArgumentError, match="maximum likelihood only"):
             sample_posterior(GaussianMixture(2, prior=None), table("faithful"))
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            sample_posterior(GaussianMixture(2, noise=True), table("faithful"))
         with pytest.raises(DataError):
             sample_posterior(GaussianMixture(2), [[1.0, np.nan], [2.0, 3.0]])

@@ -45,7 +45,7 @@ from bayesgmm.groups import MOST_KINDS, rows
 from bayesgmm.information.fixed import Fixed, read_fixed
 from bayesgmm.information.observed import Information, observed_information
 from bayesgmm.information.uncertainty import Kind, checked_kind, uncertainty
-from bayesgmm.mixture import GaussianMixture
+from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import SHARE, Region, region_around, shifted
 from bayesgmm.prior import ConjugatePrior
@@ -174,7 +174,7 @@ def fit_em(
     _check_labels(data, assignment)
     family, k = spec.covariance, spec.n_components
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
-    region = _region(spec, data, held)
+    region = checked_region(spec, data, held)
     noise = None
     if region is not None:
         noise = shifted(Noise(SHARE, -region.log_volume), -data.row_log_jacobian)
@@ -257,8 +257,7 @@ def _check_arguments(
     acceleration: str | None,
     threads: int | None,
 ) -> None:
-    if not isinstance(spec, GaussianMixture):
-        raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
+    refuse_other(spec)
     if estimate not in ("mle", "map"):
         raise ArgumentError("estimate", f"must be 'mle' or 'map', not {estimate!r}")
     whole_number("n_starts", n_starts, least=1)
@@ -294,8 +293,14 @@ def _check_labels(data: Data, assignment: str) -> None:
         )
 
 
-def _region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Region | None:
-    """Return where noise is, if the specification has it."""
+def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Region | None:
+    """Return where noise is, if the specification has it.
+
+    Raises
+    ------
+    NotYetSupportedError
+        For noise together with missing values, labels or fixed weights.
+    """
     if not spec.has_noise:
         return None
     if not data.is_complete:

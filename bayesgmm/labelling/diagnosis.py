@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +15,16 @@ from bayesgmm.labels import AMBIGUOUS_LABELS
 from bayesgmm.moments import Array
 from bayesgmm.posterior.verdict import RHAT, diagnostics
 from bayesgmm.rows import (
+    Row,
     ambiguous_of,
     are_independent,
+    draws_of,
     has_draws,
     label_free_of,
     label_free_rows,
     parameter_rows,
     raw_draws,
     take,
-    take_draws,
 )
 
 COLUMNS = ("raw", "aligned", "label-free")
@@ -47,8 +49,9 @@ def diagnose(fit: xr.DataTree) -> pd.DataFrame:
         ``ess_tail``, and under each ``raw``, ``aligned`` and ``label-free``: rank-normalised split
         R-hat and bulk and tail effective sample sizes (Vehtari et al. 2021). Parameters that no
         component has alone (a common covariance, the weight of noise, and all of a single
-        component) are label-free. NaN is what does not apply, or cannot be computed since
-        draws are constant or not finite. ``attrs["reading"]`` is a sentence that reads the table.
+        component) are label-free. What is fixed is left out. NaN is what does not apply, or cannot
+        be computed since draws are constant or not finite. ``attrs["reading"]`` is a sentence that
+        reads the table.
 
     Raises
     ------
@@ -65,38 +68,41 @@ def diagnose(fit: xr.DataTree) -> pd.DataFrame:
     if fit["posterior"].sizes["draw"] < 4:
         raise ArgumentError("fit", "has fewer than four draws in a chain, which say nothing")
     names, spec = tree.names_of(fit), tree.spec_of(fit)
-    every = parameter_rows(spec, names)
+    every, aligned, free = parameter_rows(spec, names), draws_of(fit), label_free_of(fit)
     labelled = [row for row in every if row.cluster >= 0 and spec.n_components > 1]
     shared = [row for row in every if row not in labelled]
-    free = label_free_of(fit)
-    others = label_free_rows(free, names)
-    blocks = {
-        "raw": take(raw_draws(fit), labelled) if labelled else None,
-        "aligned": take_draws(fit, labelled) if labelled else None,
-        "label-free": np.concatenate(
-            [*([take_draws(fit, shared)] if shared else []), take(free, others)], axis=-1
-        ),
+    parts = {
+        "raw": (labelled, raw_draws(fit)),
+        "aligned": (labelled, aligned),
+        "label-free": ([*shared, *label_free_rows(free, names)], aligned | free),
     }
-    index = [row.label for row in (*labelled, *shared, *others)]
-    table = pd.DataFrame(
-        np.nan,
-        index=pd.Index(index, name="quantity"),
-        columns=pd.MultiIndex.from_product([_DIAGNOSTICS, COLUMNS]),
-    )
+    found: dict[tuple[str, str], pd.Series[float]] = {}
     worst: dict[str, _Worst] = {}
-    for column, draws in blocks.items():
-        if draws is None:
+    for column, (rows, arrays) in parts.items():
+        rows, draws = _moving(rows, arrays, fit)
+        if not rows:
             continue
-        rows = (
-            table.index[len(labelled) :] if column == "label-free" else table.index[: len(labelled)]
-        )
-        found = _diagnostics(np.moveaxis(draws, -1, 0), are_independent(fit))
-        for name, value in zip(_DIAGNOSTICS, found, strict=True):
-            table.loc[rows, (name, column)] = value
-        p = int(np.argmax(np.where(np.isnan(found[0]), np.inf, found[0])))
-        worst[column] = _Worst(column, str(rows[p]), float(found[0][p]))
+        index = [row.label for row in rows]
+        values = _diagnostics(np.moveaxis(draws, -1, 0), are_independent(fit))
+        for name, value in zip(_DIAGNOSTICS, values, strict=True):
+            found[name, column] = pd.Series(value, index)
+        r_hat = values[0]
+        p = int(np.argmax(np.where(np.isnan(r_hat), np.inf, r_hat)))
+        worst[column] = _Worst(column, index[p], float(r_hat[p]))
+    quantities = dict.fromkeys(label for one in found.values() for label in one.index)
+    table = pd.DataFrame(found, index=pd.Index(list(quantities), name="quantity"))
+    table = table.reindex(columns=pd.MultiIndex.from_product([_DIAGNOSTICS, COLUMNS]))
     table.attrs["reading"] = _reading(worst, fit)
     return table
+
+
+def _moving(rows: list[Row], arrays: dict[str, Array], fit: xr.DataTree) -> tuple[list[Row], Array]:
+    """Return the rows and their draws (chain, draw, p), without what is fixed."""
+    draws = take(arrays, rows) if rows else np.empty((0, 0, 0))
+    if not rows or not fit.attrs.get("fixed"):
+        return rows, draws
+    moves = np.ptp(draws, axis=(0, 1)) > 1e-12 * np.abs(draws).max(axis=(0, 1))
+    return list(compress(rows, moves)), draws[..., moves]
 
 
 class _Worst(NamedTuple):

@@ -190,9 +190,7 @@ class _Task:
     @cached_property
     def kinds(self) -> Labels | None:
         """Components that may have each other's labels have the same number."""
-        text = str(self.fit.attrs.get("fixed", ""))
-        values = {n: np.array(v, dtype=np.float64) for n, v in json.loads(text or "{}").items()}
-        return kinds(self.probability, Fixed(**values) if values else None)
+        return kinds(self.probability, _fixed_in(self.fit))
 
     @cached_property
     def weight(self) -> Array:
@@ -204,6 +202,13 @@ class _Task:
         """Return how draws share out the rows."""
         x = self.fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
         return Shares(draws, split(x, UNWEIGHTED, self.probability), len(x), seed)
+
+
+def _fixed_in(fit: xr.DataTree) -> Fixed | None:
+    """Return what a fit holds fixed, in the units of its data."""
+    text = str(fit.attrs.get("fixed", ""))
+    values = {n: np.array(v, dtype=np.float64) for n, v in json.loads(text or "{}").items()}
+    return Fixed(**values) if values else None
 
 
 def _labelled(task: _Task, pivot: Parameters, parameter: list[Row], seed: int) -> Labelled:
@@ -304,11 +309,13 @@ def _checks(fit: xr.DataTree, margin: Array) -> dict[str, Check]:
     """Return the checks of a verdict that depend on labels, made anew, by code."""
     if fit["posterior"].sizes["cluster"] == 1:
         return {}
+    fixed = _fixed_in(fit)
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
         family=tree.spec_of(fit).covariance,
         max_treedepth=None,
+        still=fixed.still if fixed else None,
     )
     own = labels.ambiguous_labels(margin)
     return {c.code: c for c in verdict.checks if c.code in _OF_LABELS} | {own.code: own}

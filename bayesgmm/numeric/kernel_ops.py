@@ -14,7 +14,7 @@ from bayesgmm.numeric.kernel import VERSION, accumulate_all, factorise, rows
 
 # Numba compiles a cached function anew when its own file has changed, and those below hold copies
 # of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
-assert VERSION == 7, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -55,6 +55,104 @@ def has_density(log_weight, mean):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _observed(observed, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Means and whitening of the observed columns: 0 and an identity in place of the others."""
+    k, d = mean.shape
+    own_mean = np.zeros((k, d))
+    own = np.zeros((k, d, d))
+    for j in range(k):
+        for f in range(d):
+            if observed[f] == 0.0:
+                own[j, f, f] = 1.0
+                continue
+            own_mean[j, f] = mean[j, f]
+            for g in range(d):
+                if observed[g] != 0.0:
+                    own[j, f, g] = covariance[j, f, g]
+    whitening, is_definite = factorise(own, diagonal)
+    return own_mean, whitening, is_definite
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _joint(x, known, log_weight, mean, whitening):  # type: ignore[no-untyped-def]
+    """Responsibilities (k, n) and log-densities (n,), with log plausibilities (n, k) by row."""
+    k, n = mean.shape[0], x.shape[0]
+    r = np.empty((k, n))
+    for j in range(k):
+        one = slice(j, j + 1)
+        r[j] = rows(x, log_weight[one], mean[one], whitening[one], False)[0]
+    density = np.empty(n)
+    for i in range(n):
+        top, total = -np.inf, 0.0
+        for j in range(k):
+            r[j, i] += known[i, j]
+            top = max(top, r[j, i])
+        for j in range(k):
+            r[j, i] = math.exp(r[j, i] - top) if r[j, i] > -np.inf else 0.0
+            total += r[j, i]
+        for j in range(k):
+            r[j, i] /= total
+        density[i] = top + math.log(total)
+    return r, density
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sums_by_row(x, weight, known, diagonal, log_weight, mean, whitening):  # type: ignore[no-untyped-def]
+    """`accumulate_all` where each row has its own plausibilities: two passes by component."""
+    k, d = mean.shape
+    r, density = _joint(x, known, log_weight, mean, whitening)
+    loglik, zeroth, first, second = 0.0, np.empty(k), np.empty((k, d)), np.empty((k, d, d))
+    for i in range(x.shape[0]):
+        w = weight[i] if weight.shape[0] > 0 else 1.0
+        loglik += w * density[i] if w > 0.0 else 0.0
+        for j in range(k):
+            r[j, i] *= w
+    for j in range(k):
+        one = slice(j, j + 1)
+        sums = accumulate_all(x, r[j], diagonal, np.zeros(1), mean[one], whitening[one])
+        zeroth[j], first[j], second[j] = sums[1][0], sums[2][0], sums[3][0]
+    return loglik, zeroth, first, second
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def of_groups(x, weight, begin, observed, factor, known, diagonal, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
+    """Log-likelihood of rows that are known in part, and its gradient; see `groups.Layout`.
+
+    The gradient of a group is that of a mixture of its observed columns, and 0 by all else.
+    """
+    k, d = mean.shape
+    loglik, zeroth = 0.0, np.zeros(k)
+    by_mean, by_covariance = np.zeros((k, d)), np.zeros((k, d, d))
+    for i in range(observed.shape[0]):
+        part = slice(int(begin[i]), int(begin[i + 1]))
+        w = weight[part] if weight.shape[0] > 0 else weight
+        own_mean, whitening, is_definite = _observed(observed[i], mean, covariance, diagonal)
+        if not is_definite:
+            return np.nan, zeroth, by_mean, by_covariance
+        level = log_weight + factor[i]
+        if known.shape[0] > 0:
+            value, count, first, second = _sums_by_row(
+                x[part], w, known[part], diagonal, level, own_mean, whitening
+            )
+        else:
+            value, count, first, second = accumulate_all(
+                x[part], w, diagonal, level, own_mean, whitening
+            )
+        loglik += value
+        own_by_mean, own_by_covariance = pull_back(count, first, second, whitening)
+        for j in range(k):
+            zeroth[j] += count[j]
+            for f in range(d):
+                if observed[i, f] == 0.0:
+                    continue
+                by_mean[j, f] += own_by_mean[j, f]
+                for g in range(d):
+                    if observed[i, g] != 0.0:
+                        by_covariance[j, f, g] += own_by_covariance[j, f, g]
+    return loglik, zeroth, by_mean, by_covariance
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
     """Log-likelihood and its gradient by log-weights, means, covariances; NaN where none exists."""
     k, d = mean.shape
@@ -64,6 +162,41 @@ def loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal):  # t
     loglik, zeroth, first, second = accumulate_all(x, weight, diagonal, log_weight, mean, whitening)
     by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
     return loglik, zeroth, by_mean, by_covariance
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def known_in_part(  # type: ignore[no-untyped-def]
+    x, weight, order, begin, observed, factor, known, log_weight, mean, covariance, diagonal
+):
+    """`loglik_and_gradient` of rows that are known in part: NaN is missing.
+
+    They are in the order of the data, and ``order`` is that of `groups.Layout`; where it is empty
+    nothing is missing and no label known.
+    """
+    if order.shape[0] == 0:
+        return loglik_and_gradient(x, weight, log_weight, mean, covariance, diagonal)
+    k, d = mean.shape
+    _, is_definite = factorise(covariance, diagonal)
+    if not (is_definite and has_density(log_weight, mean)):
+        return np.nan, np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
+    x, weight = _in_order(x, weight, order)
+    return of_groups(
+        x, weight, begin, observed, factor, known, diagonal, log_weight, mean, covariance
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _in_order(x, weight, order):  # type: ignore[no-untyped-def]
+    """Rows by group, 0 where missing, and their weights."""
+    n, d = x.shape
+    sorted_x, sorted_weight = np.empty((n, d)), np.empty(weight.shape[0])
+    for i in range(n):
+        row = int(order[i])
+        for f in range(d):
+            sorted_x[i, f] = 0.0 if np.isnan(x[row, f]) else x[row, f]
+        if weight.shape[0] > 0:
+            sorted_weight[i] = weight[row]
+    return sorted_x, sorted_weight
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -112,12 +245,31 @@ def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrin
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def pointwise(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
-    """Weighted log-density of every observation; NaN where none exists."""
+def pointwise(  # type: ignore[no-untyped-def]
+    x, weight, order, begin, observed, factor, known, log_weight, mean, covariance, diagonal
+):
+    """Weighted log-density of every row, as `known_in_part`; NaN where none exists."""
+    n = x.shape[0]
     whitening, is_definite = factorise(covariance, diagonal)
     if not (is_definite and has_density(log_weight, mean)):
-        return np.full(x.shape[0], np.nan)
-    density = rows(x, log_weight, mean, whitening, False)[0]
+        return np.full(n, np.nan)
+    if order.shape[0] == 0:
+        density = rows(x, log_weight, mean, whitening, False)[0]
+        return density * weight if weight.shape[0] > 0 else density
+    x, _ = _in_order(x, np.empty(0), order)
+    density = np.empty(n)
+    for i in range(observed.shape[0]):
+        part = slice(int(begin[i]), int(begin[i + 1]))
+        own_mean, whitening, is_definite = _observed(observed[i], mean, covariance, diagonal)
+        if not is_definite:
+            return np.full(n, np.nan)
+        level = log_weight + factor[i]
+        if known.shape[0] > 0:
+            own = _joint(x[part], known[part], level, own_mean, whitening)[1]
+        else:
+            own = rows(x[part], level, own_mean, whitening, False)[0]
+        for row in range(len(own)):
+            density[int(order[part.start + row])] = own[row]
     return density * weight if weight.shape[0] > 0 else density
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
 
 from bayesgmm.arguments import share, whole_number
 from bayesgmm.checks import warn
+from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PosteriorWarning
-from bayesgmm.mixture import GaussianMixture, refuse_unsupported
+from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.posterior.draws import begin, collect
 from bayesgmm.posterior.nuts import MAX_DEPTH, finished, run_nuts, start_around
 from bayesgmm.posterior.verdict import posterior_verdict
@@ -23,6 +25,9 @@ def sample_posterior(
     *,
     sample_weight: Any = None,
     columns: Any = None,
+    missing: Missing = "error",
+    labels: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     mle: xr.DataTree | None = None,
     draws: int = 1000,
     tune: int = 1000,
@@ -43,6 +48,13 @@ def sample_posterior(
     sample_weight : (n,) array, optional
         Frequencies, as in `fit_em`.
     columns : sequence of str, optional
+    missing : {"error", "drop", "marginalise"}
+        As in `fit_em`: missing values are refused, their rows left out, or integrated over.
+    labels : (n,) or (n, k), optional
+        What is known of the rows' components, as in `fit_em`.
+    fixed : mapping, optional
+        Parameters that do not move, as in `fit_em`. The prior is that of the free ones given the
+        fixed.
     mle : DataTree, optional
         A fit by `fit_em` of the same specification and data, around which the chains start and
         whose labels the draws get. Default: it is made here.
@@ -77,13 +89,23 @@ def sample_posterior(
         If the draws should not be relied on: which checks failed, and what to do; with code
         ``improper-posterior``, if the prior does not suit ties in the data.
     """
-    refuse_unsupported(spec)
+    refuse_other(spec)
     for name, value in (("draws", draws), ("tune", tune), ("chains", chains)):
         whole_number(name, value, least=1)
     share("target_accept", target_accept)
     if cores is not None:
         whole_number("cores", cores, least=1)
-    task = begin(spec, X, sample_weight, columns, mle, random_seed)
+    task = begin(
+        spec,
+        X,
+        sample_weight=sample_weight,
+        columns=columns,
+        missing=missing,
+        labels=labels,
+        fixed=fixed,
+        mle=mle,
+        random_seed=random_seed,
+    )
     model = start_around(task.pivot, task.target)
     task.clock.lap("start")
     sampled = run_nuts(
@@ -104,6 +126,7 @@ def sample_posterior(
         margin=margin,
         family=spec.covariance,
         max_treedepth=MAX_DEPTH,
+        still=task.target.space.still,
     )
     task.clock.lap("summary")
     is_whole = points.shape[:2] == (chains, draws)

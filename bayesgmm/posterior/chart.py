@@ -25,6 +25,7 @@ Leon, Masse & Rivest (2006), J. Multivariate Analysis 97, 412-430 (Cayley's map 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from bayesgmm.covariance import Covariance, shared_axes
@@ -84,6 +85,13 @@ class Coordinates:
             shapes = slice(0, 1) if family.shape == "E" else slice(0, k)
             coefficient[shapes] += 0.5 * (d + 1) - np.arange(1, d + 1)
         return coefficient
+
+    def moves(self, components: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return (p + q,): which elements of the vector move some of these components (k,)."""
+        each = [
+            m.reshape(self.k, len(m) // self.k, m.shape[1]) for m in (self.spectrum, self.below)
+        ]
+        return np.concatenate([(m[components] != 0).any(axis=(0, 1)) for m in each])
 
     def covariances(self, vectors: Array) -> Array:
         """Return covariances (..., k, d, d) from vectors (..., p + q)."""

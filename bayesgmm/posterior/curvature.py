@@ -52,8 +52,7 @@ def quadratic_at(
         In units, the largest size of the posterior in any direction; what is flatter has it.
     """
     p = len(point)
-    unit = np.ones(p)
-    unit[-theta.mean.size :] = np.sqrt(np.diagonal(theta.covariance, axis1=1, axis2=2)).ravel()
+    unit = target.space.unit(theta)
     hessian = np.empty((p, p))
     for j in range(p):
         step = np.zeros(p)

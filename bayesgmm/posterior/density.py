@@ -27,22 +27,25 @@ from numba import carray, cfunc, types
 from scipy.special import gammaln
 
 from bayesgmm.data.observations import Data
+from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.noise import Region
 from bayesgmm.numeric.kernel import VERSION, accumulate_all, factorise
 from bayesgmm.numeric.kernel_ops import (
     chart,
     has_density,
+    of_groups,
     pseudo_sums,
     pull_back,
     pull_through_chart,
 )
-from bayesgmm.posterior.chart import Coordinates, unit_of
+from bayesgmm.posterior.space import Space, space_of
 from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
-assert VERSION == 7, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"
 
 _pointer = types.CPointer(types.float64)
 _SIGNATURE = types.int64(
@@ -52,60 +55,100 @@ _SIGNATURE = types.int64(
 
 def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
     """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-    number = carray(arrays[0], (12,))
+    number = carray(arrays[0], (19,))
     n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
     n_weight, diagonal = int(number[4]), number[5] != 0.0
     alpha, count, shrinkage = number[6], number[7], number[8]
     share, value, polar = number[9], number[10], number[11] != 0.0
-    q = size - (k - 1) - p - k * d
+    q, every, n_groups, n_known = int(number[12]), int(number[13]), int(number[14]), int(number[15])
+    n_free, log_rest, noise_level = int(number[16]), number[17], number[18]
     x = carray(arrays[1], (n, d))
     sample_weight = carray(arrays[2], (n_weight,))
     spectrum = carray(arrays[3], (k * d, p))
     below = carray(arrays[4], (0 if diagonal else k * d * (d - 1) // 2, q))
     unit = carray(arrays[5], (d,))
-    linear = carray(arrays[6], (3, size))
+    n_ratios = max(n_free - 1, 0)
+    whole = n_ratios + p + q + k * d
+    linear = carray(arrays[6], (3, whole))
     location = carray(arrays[7], (d,))
     scatter = carray(arrays[8], (d, d))
     by_sd = carray(arrays[9], (5, k, d))
-    point = carray(point_, (size,))
+    log_fixed = carray(arrays[10], (every,))
+    fixed = carray(arrays[11], (whole,))
+    place = carray(arrays[12], (size,))
+    noise = carray(arrays[13], (2, d))
+    begin = carray(arrays[14], (n_groups + 1,))
+    observed = carray(arrays[15], (n_groups, d))
+    group_factor = carray(arrays[16], (n_groups, every))
+    known = carray(arrays[17], (n_known, every))
+    free_point = carray(point_, (size,))
     slope = carray(slope_, (size,))
 
-    log_weight = np.empty(k)
-    last, top = 0.0, -np.inf
-    for j in range(k - 1):
-        log_weight[j] = point[j]
-        last -= point[j]
-        top = max(top, point[j])
-    log_weight[k - 1] = last
-    top = max(top, last)
+    point = np.empty(whole)
+    for i in range(whole):
+        point[i] = fixed[i]
+    for i in range(size):
+        point[int(place[i])] = free_point[i]
+    # Of k components, and the noise as one more that is normal and flat.
+    log_weight = np.empty(every)
+    last, top, i = 0.0, -np.inf, 0
+    for j in range(every):
+        if np.isnan(log_fixed[j]):
+            log_weight[j] = point[i] if i < n_ratios else last
+            last -= log_weight[j]
+            top = max(top, log_weight[j])
+            i += 1
     total = 0.0
-    for j in range(k):
-        total += math.exp(log_weight[j] - top)
-    for j in range(k):
-        log_weight[j] -= top + math.log(total)
-        value += alpha * log_weight[j]
-    vector = point[k - 1 : k - 1 + p + q]
-    mean = point[k - 1 + p + q :].reshape((k, d))
+    for j in range(every):
+        if np.isnan(log_fixed[j]):
+            total += math.exp(log_weight[j] - top)
+    for j in range(every):
+        if np.isnan(log_fixed[j]):
+            log_weight[j] -= top + math.log(total)
+            value += alpha * log_weight[j]
+            log_weight[j] += log_rest
+        else:
+            log_weight[j] = log_fixed[j]
+    vector = point[n_ratios : n_ratios + p + q]
+    mean = point[n_ratios + p + q :].reshape((k, d))
     covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
     value += log_volume
 
-    whitening, is_definite = factorise(covariance, diagonal)
+    if every > k:
+        level, mean_ = np.copy(log_weight), np.empty((every, d))
+        covariance_ = np.zeros((every, d, d))
+        level[k] += noise_level
+        mean_[:k], covariance_[:k] = mean, covariance
+        for f in range(d):
+            mean_[k, f], covariance_[k, f, f] = noise[0, f], noise[1, f]
+    else:
+        level, mean_, covariance_ = log_weight, mean, covariance
+    whitening, is_definite = factorise(covariance_, diagonal)
     if not (is_definite and has_density(log_weight, mean)):
         value_[0] = np.nan
         for i in range(size):
             slope[i] = 0.0
         return 4
 
-    loglik, zeroth, first, second = accumulate_all(
-        x, sample_weight, diagonal, log_weight, mean, whitening
-    )
+    if n_groups == 0:
+        loglik, zeroth, first, second = accumulate_all(
+            x, sample_weight, diagonal, level, mean_, whitening
+        )
+    else:
+        loglik, zeroth, rows_by_mean, rows_by_covariance = of_groups(
+            *(x, sample_weight, begin, observed, group_factor, known),
+            *(diagonal, level, mean_, covariance_),
+        )
     value += loglik
-    by_weight = np.empty(k)
-    for j in range(k):
+    by_weight = np.empty(every)
+    for j in range(every):
         by_weight[j] = zeroth[j] + alpha
+    if n_groups > 0:
+        zeroth = np.zeros(every)
+        first, second = np.zeros((every, d)), np.zeros((every, d, d))
     if count > 0.0:
         pseudo, pseudo_first, pseudo_second = pseudo_sums(
-            mean, whitening, location, scatter, count, shrinkage
+            mean, whitening[:k], location, scatter, count, shrinkage
         )
         for j in range(k):
             value += pseudo[j]
@@ -115,42 +158,57 @@ def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyp
                 for g in range(d):
                     second[j, f, g] += pseudo_second[j, f, g]
     by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
+    if n_groups > 0:
+        for j in range(k):
+            for f in range(d):
+                by_mean[j, f] += rows_by_mean[j, f]
+                for g in range(d):
+                    by_covariance[j, f, g] += rows_by_covariance[j, f, g]
     if count == 0.0:
-        level = np.empty(d)
+        log_sd = np.empty(d)
         for j in range(k):
             middle, pull = 0.0, 0.0
             for f in range(d):
-                level[f] = 0.5 * math.log(covariance[j, f, f])
-                middle += share / d * level[f]
+                log_sd[f] = 0.5 * math.log(covariance[j, f, f])
+                middle += share / d * log_sd[f]
             for f in range(d):
-                gap = level[f] - middle - by_sd[4, j, f]
+                gap = log_sd[f] - middle - by_sd[4, j, f]
                 pull += share / d * by_sd[3, j, f] * gap
             for f in range(d):
-                gap = level[f] - middle - by_sd[4, j, f]
-                a = by_sd[0, j, f] * level[f]
-                b = by_sd[1, j, f] * math.exp(-level[f])
-                g = by_sd[2, j, f] * math.exp(2.0 * level[f])
+                gap = log_sd[f] - middle - by_sd[4, j, f]
+                a = by_sd[0, j, f] * log_sd[f]
+                b = by_sd[1, j, f] * math.exp(-log_sd[f])
+                g = by_sd[2, j, f] * math.exp(2.0 * log_sd[f])
                 value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
-                by_level = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
-                by_covariance[j, f, f] += 0.5 * by_level / covariance[j, f, f]
+                by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
+                by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
 
     total = 0.0
-    for j in range(k):
-        total += by_weight[j]
-    for j in range(k):
-        by_weight[j] -= math.exp(log_weight[j]) * total
-    by_vector = pull_through_chart(factor, s, spectrum, below, unit, polar, by_covariance, 1.0)
-    finite = True
-    for i in range(size):
-        if i < k - 1:
-            slope[i] = by_weight[i] - by_weight[k - 1]
-        elif i < size - k * d:
-            slope[i] = by_vector[i - k + 1]
+    for j in range(every):
+        if np.isnan(log_fixed[j]):
+            total += by_weight[j]
+    by_whole = np.empty(whole)
+    last, i = 0.0, 0
+    for j in range(every):
+        if np.isnan(log_fixed[j]):
+            last = by_weight[j] - math.exp(log_weight[j] - log_rest) * total
+            if i < n_ratios:
+                by_whole[i] = last
+            i += 1
+    by_vector = pull_through_chart(factor, s, spectrum, below, unit, polar, by_covariance[:k], 1.0)
+    for i in range(whole):
+        if i < n_ratios:
+            by_whole[i] -= last
+        elif i < whole - k * d:
+            by_whole[i] = by_vector[i - n_ratios]
         else:
-            slope[i] = by_mean[(i - size + k * d) // d, (i - size + k * d) % d]
+            by_whole[i] = by_mean[(i - whole + k * d) // d, (i - whole + k * d) % d]
         gap = point[i] - linear[2, i]
         value += linear[0, i] * point[i] - 0.5 * linear[1, i] * gap * gap
-        slope[i] += linear[0, i] - linear[1, i] * gap
+        by_whole[i] += linear[0, i] - linear[1, i] * gap
+    finite = True
+    for i in range(size):
+        slope[i] = by_whole[int(place[i])]
         finite = finite and math.isfinite(slope[i])
     value_[0] = value
     if not finite:
@@ -204,14 +262,15 @@ class Terms:
     scatter: Array
 
 
-def terms(prior: PseudoData | Separation, chart: Coordinates) -> Terms:
-    """Return a resolved prior's coefficients in a family's coordinates."""
+def terms(prior: PseudoData | Separation, space: Space) -> Terms:
+    """Return a resolved prior's coefficients in the coordinates of a space, fixed ones included."""
+    chart = space.chart
     family, k, d = chart.family, chart.k, chart.d
-    size = k - 1 + chart.size + k * d
-    alpha = prior.concentration
-    constant = math.log(k) + float(gammaln(k * alpha) - k * gammaln(alpha))
-    linear, precision, center = np.zeros((3, size))
-    vector = slice(k - 1, k - 1 + chart.spectrum.shape[1])
+    alpha, free = prior.concentration, max(space.n_free_weights, 1)
+    constant = math.log(free) + float(gammaln(free * alpha) - free * gammaln(alpha))
+    linear, precision, center = np.zeros((3, len(space.whole)))
+    begin = space.covariances.start
+    vector = slice(begin, begin + chart.spectrum.shape[1])
     linear[vector] = chart.log_jacobian
     by_sd, share = np.zeros((5, k, d)), 0.0
     if isinstance(prior, PseudoData):
@@ -241,7 +300,7 @@ def terms(prior: PseudoData | Separation, chart: Coordinates) -> Terms:
             level = float(np.mean(mu))
             share = 1.0
             by_sd[3, shapes], by_sd[4] = sigma**-2.0, np.asarray(mu) - level
-            volumes = slice(k - 1, k - 1 + chart.n_volumes)  # twice the log root volume
+            volumes = slice(begin, begin + chart.n_volumes)  # twice the log root volume
             precision[volumes] = 0.25 * d / sigma**2
             center[volumes] = 2.0 * (level - log_unit / d)
         case LogNormal(mu, sigma):
@@ -264,32 +323,41 @@ class Target:
 
     Parameters
     ----------
-    chart : Coordinates
+    space : Space
     terms : Terms
     data : Data
     """
 
-    chart: Coordinates
+    space: Space
     terms: Terms
     data: Data
 
     @property
     def size(self) -> int:
-        """Number of unconstrained coordinates: k - 1 of weights, the chart's, k d of means."""
-        return self.chart.k - 1 + self.chart.size + self.chart.k * self.chart.d
+        """Number of unconstrained coordinates: of free weights, covariances and means."""
+        return self.space.size
 
     @cached_property
     def arrays(self) -> tuple[Array, ...]:
         """What the compiled function reads, in its order."""
-        chart, t, data = self.chart, self.terms, self.data
-        number = [data.n, data.d, chart.k, chart.spectrum.shape[1], len(data.weight)]
+        space, t, layout = self.space, self.terms, self.space.layout(self.data)
+        chart = space.chart
+        number = [*layout.x.shape, chart.k, chart.spectrum.shape[1], len(layout.weight)]
         number += [chart.family.is_diagonal, t.alpha, t.count, t.shrinkage, t.share, t.constant]
-        number.append(chart.family.is_polar)
+        number += [chart.family.is_polar, chart.below.shape[1], len(space.log_fixed)]
+        number += [len(layout.observed), len(layout.known)]
+        number += [space.n_free_weights, space.log_rest, space.noise_level]
         coordinates = (chart.spectrum, chart.below, chart.unit)
         linear = np.stack([t.linear, t.precision, t.center])
         prior = (linear, t.location, t.scatter, t.by_sd)
-        every = (np.array(number), data.values, data.weight, *coordinates, *prior)
-        return tuple(np.ascontiguousarray(array, dtype=np.float64) for array in every)
+        held = (space.log_fixed, space.whole, space.place)
+        noise = np.stack([space.center, space.noise_variance])
+        rows = (layout.begin, layout.observed, layout.factor, layout.known)
+        every = (*coordinates, *prior, *held, noise, *rows)
+        return tuple(
+            np.ascontiguousarray(array, dtype=np.float64)
+            for array in (np.array(number), layout.x, layout.weight, *every)
+        )
 
     @cached_property
     def pointers(self) -> Any:
@@ -317,31 +385,35 @@ class Target:
 
     def without_data(self) -> Target:
         """Return the log-prior in the same coordinates."""
-        rows = np.empty((0, self.data.d))
-        nothing = replace(self.data, x=rows, values=rows, weight=np.empty(0))
-        return Target(self.chart, self.terms, nothing)
+        return replace(self, data=self.data.rows(np.empty(0, dtype=np.intp)))
 
     def parameters(self, points: Array) -> dict[str, Array]:
-        """Return weights, means and covariances at points (..., size), in the data's units."""
-        k, d = self.chart.k, self.chart.d
-        free, vectors, means = np.split(points, [k - 1, k - 1 + self.chart.size], axis=-1)
-        ratio = np.concatenate([free, -free.sum(axis=-1, keepdims=True)], axis=-1)
-        weight = np.exp(ratio - ratio.max(axis=-1, keepdims=True))
-        return {
-            "weight": weight / weight.sum(axis=-1, keepdims=True),
-            "mean": means.reshape(*means.shape[:-1], k, d),
-            "covariance": self.chart.covariances(vectors),
-        }
+        """Return the parameters at points (..., size), in the data's units; see `Space`."""
+        return self.space.parameters(points)
 
     def point(self, theta: Parameters) -> Array:
         """Return the point of parameters in the data's units."""
-        log_weight = np.log(theta.weight)
-        free = (log_weight - log_weight.mean())[:-1]
-        return np.concatenate([free, self.chart.vector(theta.covariance), theta.mean.ravel()])
+        return self.space.point(theta)
 
 
-def target(spec: GaussianMixture, data: Data, prior: PseudoData | Separation) -> Target:
-    """Return the log-posterior of a specification, with its prior resolved for the data."""
-    family = spec.covariance
-    chart = Coordinates(family, spec.n_components, unit_of(data, family))
-    return Target(chart, terms(prior, chart), data)
+def target(
+    spec: GaussianMixture,
+    data: Data,
+    prior: PseudoData | Separation,
+    held: Fixed | None = None,
+    region: Region | None = None,
+) -> Target:
+    """Return the log-posterior of a specification, with its prior resolved for the data.
+
+    Parameters
+    ----------
+    spec : GaussianMixture
+    data : Data
+    prior : PseudoData or Separation
+    held : Fixed, optional
+        What is fixed, in the units of the data.
+    region : Region, optional
+        Where noise is.
+    """
+    space = space_of(spec, data, held, region)
+    return Target(space, terms(prior, space), data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,11 +16,13 @@ from arviz_stats.loo import loo as psis_loo
 
 from bayesgmm import tree
 from bayesgmm.checks import Verdict
+from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import refuse_unresolved
 from bayesgmm.data.observations import Data, read_for
-from bayesgmm.em.fit import fit_em, seed_of
+from bayesgmm.em.fit import checked_region, fit_em, seed_of
 from bayesgmm.em.loop import UNUSABLE
 from bayesgmm.em.result import package_version, plain_index, versions
+from bayesgmm.em.search import kinds
 from bayesgmm.errors import (
     ArgumentError,
     BayesgmmWarning,
@@ -28,11 +31,13 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
+from bayesgmm.information.fixed import Fixed, read_fixed
 from bayesgmm.labelfree import dataset as label_free_dataset
 from bayesgmm.labelfree import label_free
-from bayesgmm.labels import align, apply
+from bayesgmm.labels import Labels, align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
+from bayesgmm.noise import NOISE
 from bayesgmm.numeric import kernel_ops
 from bayesgmm.posterior.density import Target, target
 from bayesgmm.prior import ConjugatePrior
@@ -66,22 +71,15 @@ def _pivot(
     spec: GaussianMixture,
     X: Any,
     data: Data,
+    held: Fixed | None,
     mle: xr.DataTree | None,
-    sample_weight: Any,
-    columns: Any,
-    seed: int,
+    arguments: Mapping[str, Any],
 ) -> Parameters:
     """EM's optimum in data units: where chains start, and whose labels the draws get."""
     if mle is not None:
-        _check_pivot(mle, spec, data)
+        _check_pivot(mle, spec, data, held)
         refuse_unresolved(tree.point(mle).covariance, "mle")
         return tree.point(mle)
-    arguments: dict[str, Any] = {
-        "sample_weight": sample_weight,
-        "columns": columns,
-        "random_seed": seed,
-        "standard_errors": False,
-    }
     with warnings.catch_warnings():
         # What is wrong with the start is told by the draws' own verdict.
         warnings.simplefilter("ignore", FitWarning)
@@ -89,7 +87,7 @@ def _pivot(
         prior = spec.prior
         has_mode = isinstance(prior, ConjugatePrior) and prior.weight_concentration >= 1.0
         try:
-            found = fit_em(spec, X, **arguments)
+            found = fit_em(spec, X, standard_errors=False, **arguments)
         except NumericalError:
             if not has_mode:
                 raise
@@ -97,7 +95,16 @@ def _pivot(
             if _is_usable(found) or not has_mode:
                 return tree.point(found)
         # The likelihood has no usable maximum; the posterior, which is proper, has one.
-        return tree.point(fit_em(spec, X, estimate="map", **arguments))
+        return tree.point(fit_em(spec, X, estimate="map", standard_errors=False, **arguments))
+
+
+def _with_some_noise(pivot: Parameters, data: Data) -> Parameters:
+    """Return parameters with noise for half a row at least: a weight of 0 has no logarithm."""
+    least = 0.5 / data.total_weight
+    if pivot.noise is None or pivot.noise.weight >= least:
+        return pivot
+    weight = pivot.weight * ((1.0 - least) / pivot.weight.sum())
+    return replace(pivot, weight=weight, noise=replace(pivot.noise, weight=least))
 
 
 def _is_usable(fit: xr.DataTree) -> bool:
@@ -109,7 +116,7 @@ def _is_usable(fit: xr.DataTree) -> bool:
     return fit.attrs["stop_reason"] not in UNUSABLE
 
 
-def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
+def _check_pivot(mle: Any, spec: GaussianMixture, data: Data, held: Fixed | None) -> None:
     if not isinstance(mle, xr.DataTree) or not {"spec", "fingerprint"} <= set(mle.attrs):
         raise ArgumentError("mle", "must be a whole fit by fit_em")
     posterior = mle["posterior"].sizes
@@ -118,8 +125,11 @@ def _check_pivot(mle: Any, spec: GaussianMixture, data: Data) -> None:
     if mle.attrs["fingerprint"] != data.fingerprint:
         raise ArgumentError("mle", "was fitted to other data (their fingerprints differ)")
     other = tree.spec_of(mle)
-    if (other.n_components, other.covariance) != (spec.n_components, spec.covariance):
+    shape, own = ((s.n_components, s.covariance, s.noise) for s in (other, spec))
+    if shape != own:
         raise ArgumentError("mle", f"is of another specification: {other!r}")
+    if mle.attrs.get("fixed", "") != (held.to_json(data) if held else ""):
+        raise ArgumentError("mle", "has other parameters fixed than this call")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +140,8 @@ class Task:
     prior: PseudoData | Separation
     pivot: Parameters
     target: Target
+    kinds: Labels | None
+    shape: dict[str, str]
     seed: int
     notes: list[BayesgmmWarning]
     clock: Clock
@@ -142,26 +154,58 @@ class Task:
             "warnings": to_json(self.notes),
             "prior": json.dumps(describe(self.prior, self.data.names)),
             "timings": json.dumps(self.clock.laps),
+            **self.shape,
         }
 
 
 def begin(
     spec: GaussianMixture,
     X: Any,
-    sample_weight: Any,
-    columns: Any,
+    *,
     mle: xr.DataTree | None,
+    fixed: Mapping[str, Any] | None,
     random_seed: int | None,
+    missing: Missing,
+    **known: Any,
 ) -> Task:
-    """Read the data, resolve the prior, and find EM's optimum."""
+    """Read the data, resolve the prior, and find EM's optimum.
+
+    Arguments are those of `sample_posterior`; ``known`` are sample_weight, columns and labels.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing is free.
+    """
     seed, clock = seed_of(random_seed), Clock()
     with collected() as notes:
-        data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
+        data = read_for(spec, X, missing=missing, **known)
         prior = resolve(spec, data)
         warn_if_improper(spec, data)
-    pivot = _pivot(spec, X, data, mle, sample_weight, columns, seed)
+    own, anchored = held_in(fixed, spec, data)
+    region = checked_region(spec, data, own)
+    of = target(spec, data, prior, own, region)
+    if not of.size:
+        raise ArgumentError("fixed", "leaves nothing free: there is no posterior of it")
+    arguments = {"fixed": fixed, "random_seed": seed, "missing": missing, **known}
+    pivot = _with_some_noise(_pivot(spec, X, data, anchored, mle, arguments), data)
     clock.lap("em")
-    return Task(data, prior, pivot, target(spec, data, prior), seed, notes, clock)
+    shape = {
+        "missing": missing,
+        "fixed": anchored.to_json(data) if anchored else "",
+        "noise": region.to_json() if region else "",
+    }
+    return Task(data, prior, pivot, of, kinds(data.probability, own), shape, seed, notes, clock)
+
+
+def held_in(
+    fixed: Mapping[str, Any] | None, spec: GaussianMixture, data: Data
+) -> tuple[Fixed | None, Fixed | None]:
+    """Return what a user wants fixed in the units of the data, and in those of EM."""
+    if fixed is None:
+        return None, None
+    held = read_fixed(fixed, spec.covariance, spec.n_components, data.d)
+    return held, held.anchored(data)
 
 
 def collect(
@@ -195,12 +239,12 @@ def collect(
     raw = target.parameters(points)
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
-    labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot)
+    labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot, task.kinds)
     shape = (chains, kept)
-    aligned = {n: apply(labels.permutation, v).reshape(raw[n].shape) for n, v in flat.items()}
+    aligned = raw | {n: apply(labels.permutation, flat[n]).reshape(raw[n].shape) for n in tree.DIMS}
     if log_likelihood is None:
         log_likelihood = chains * kept * data.n <= _MAX_POINTWISE
-    rows = _log_likelihoods(data, flat) if log_likelihood else None
+    rows = _log_likelihoods(target, flat) if log_likelihood else None
     if rows is None:
         loglik = stats["lp"].to_numpy() - target.without_data().values(points)
     else:
@@ -208,10 +252,12 @@ def collect(
     margin = labels.margin.reshape(shape)
     both = ("chain", "draw")
     index = {"chain": np.arange(chains), "draw": np.arange(kept)}
-    log_prior = log_density(task.prior, family, flat["weight"], flat["mean"], flat["covariance"])
+    own = [flat[n] for n in ("mean", "covariance")]
+    log_prior = log_density(task.prior, family, _all_weights(flat), *own)
     stats = stats.assign(loglik=(both, loglik), log_prior=(both, log_prior.reshape(shape)))
     posterior = tree.dataset(aligned, data.names, both)
-    free = label_free_dataset(label_free(**raw) | {"loglik": loglik}, data.names)
+    among = raw["weight"] / raw["weight"].sum(axis=-1, keepdims=True)  # without noise
+    free = label_free(among, raw["mean"], raw["covariance"]) | {"loglik": loglik}
     obs = plain_index(data.index)
     groups = {
         "posterior": posterior,
@@ -223,7 +269,7 @@ def collect(
             },
             coords=index | {"cluster": np.arange(k)},
         ),
-        "label_free": free,
+        "label_free": label_free_dataset(free, data.names),
         "sample_stats": stats,
         "observed_data": xr.Dataset(
             {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
@@ -233,6 +279,8 @@ def collect(
             {"obs": obs},
         ),
     }
+    if len(data.probability):
+        groups["constant_data"]["label_probability"] = (("obs", "cluster"), data.probability)
     if rows is not None:
         groups["log_likelihood"] = xr.Dataset(
             {"x": ((*both, "obs"), rows.reshape(*shape, data.n))}, index | {"obs": obs}
@@ -253,16 +301,20 @@ def collect(
     return fit, margin if k > 1 else None
 
 
-def _log_likelihoods(data: Data, flat: dict[str, Array]) -> Array:
+def _all_weights(flat: Mapping[str, Array]) -> Array:
+    """Return the weights of draws (s, k), or with that of the noise (s, k + 1)."""
+    noise = [flat[NOISE][:, None]] if NOISE in flat else []
+    return np.concatenate([flat["weight"], *noise], axis=1)
+
+
+def _log_likelihoods(target: Target, flat: Mapping[str, Array]) -> Array:
     """Log-likelihood of every row in every draw, (draws, n)."""
+    data = target.data
     rows = np.empty((len(flat["weight"]), data.n))
-    with np.errstate(divide="ignore"):
-        log_weight = np.log(flat["weight"])
+    known = target.space.layout(data).arrays
     for i, row in enumerate(rows):
-        row[:] = kernel_ops.pointwise(
-            *(data.values, data.weight, log_weight[i], flat["mean"][i], flat["covariance"][i]),
-            False,
-        )
+        theta = target.space.widened({name: value[i] for name, value in flat.items()})
+        row[:] = kernel_ops.pointwise(data.values, data.weight, *known, *theta, False)
     return rows
 
 

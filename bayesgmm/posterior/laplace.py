@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
@@ -24,9 +25,10 @@ import xarray as xr
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
+from bayesgmm.data.cells import Missing
 from bayesgmm.errors import NumericalError, PosteriorWarning
 from bayesgmm.labels import ambiguous_labels
-from bayesgmm.mixture import GaussianMixture, refuse_unsupported
+from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.posterior.curvature import Quadratic, mode_near
 from bayesgmm.posterior.density import Target
@@ -42,6 +44,9 @@ def fit_laplace(
     *,
     sample_weight: Any = None,
     columns: Any = None,
+    missing: Missing = "error",
+    labels: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     mle: xr.DataTree | None = None,
     draws: int = 4000,
     threads: int | None = None,
@@ -63,6 +68,13 @@ def fit_laplace(
     sample_weight : (n,) array, optional
         Frequencies, as in `fit_em`.
     columns : sequence of str, optional
+    missing : {"error", "drop", "marginalise"}
+        As in `fit_em`: missing values are refused, their rows left out, or integrated over.
+    labels : (n,) or (n, k), optional
+        What is known of the rows' components, as in `fit_em`.
+    fixed : mapping, optional
+        Parameters that do not move, as in `fit_em`. The prior is that of the free ones given the
+        fixed.
     mle : DataTree, optional
         A fit by `fit_em` of the same specification and data, from which the mode is sought and
         whose labels the draws get. Default: it is made here.
@@ -93,11 +105,21 @@ def fit_laplace(
     PosteriorWarning
         If the approximation does not stand: `sample_posterior` is the answer then.
     """
-    refuse_unsupported(spec)
+    refuse_other(spec)
     whole_number("draws", draws, least=100)
     if threads is not None:
         whole_number("threads", threads, least=1)
-    task = begin(spec, X, sample_weight, columns, mle, random_seed)
+    task = begin(
+        spec,
+        X,
+        sample_weight=sample_weight,
+        columns=columns,
+        missing=missing,
+        labels=labels,
+        fixed=fixed,
+        mle=mle,
+        random_seed=random_seed,
+    )
     mode = _peak(mode_near(task.target, task.pivot))
     task.clock.lap("mode")
     rng = np.random.default_rng(task.seed)

@@ -19,7 +19,8 @@ from pytensor.link.numba.dispatch.random import numba_core_rv_funcify
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data, read_for
-from bayesgmm.mixture import GaussianMixture, refuse_unsupported
+from bayesgmm.errors import NotYetSupportedError
+from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.posterior.chart import Coordinates, unit_of
 from bayesgmm.posterior.op import Chart, ConjugateTerms, FamilyVector, MixtureRows
@@ -98,7 +99,9 @@ def to_pymc(
     PosteriorWarning
         With code ``improper-posterior``, see `warn_if_improper`.
     """
-    refuse_unsupported(spec)
+    refuse_other(spec)
+    if spec.has_noise:
+        raise NotYetSupportedError("noise", "is not there in a PyMC model yet")
     data = read_for(spec, X, sample_weight=sample_weight, columns=columns)
     model = build(spec, data)
     warn_if_improper(spec, data)

@@ -38,6 +38,7 @@ def _doubles(values: tuple[Any, ...], ndims: tuple[int, ...], name: str) -> list
 class MixtureLogp(Op):
     """Log-likelihood of (x (n, d), weight (n,) or (0,), log_weight (k,), mean, covariance).
 
+    After these the arrays of a `groups.Layout`, where rows are known in part (NaN is missing).
     Outputs: the log-likelihood, and its gradients by log_weight, mean and covariance.
     """
 
@@ -47,16 +48,15 @@ class MixtureLogp(Op):
         self.diagonal = diagonal
 
     def make_node(self, *values: Any) -> Any:  # noqa: D102
-        inputs = _doubles(values, (2, 1, 1, 2, 3), type(self).__name__)
-        shapes = [v.type.shape for v in inputs[2:]]
+        inputs = _with_layout(values, type(self).__name__)
+        shapes = [v.type.shape for v in inputs[2:5]]
         return Apply(self, inputs, [pt.tensor(dtype="float64", shape=s) for s in [(), *shapes]])
 
     def infer_shape(self, node: Any, shapes: Any) -> Any:  # noqa: D102
-        return [(), *shapes[2:]]
+        return [(), *shapes[2:5]]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        x, *rest = inputs
-        results = kernel_ops.loglik_and_gradient(np.ascontiguousarray(x), *rest, self.diagonal)
+        results = kernel_ops.known_in_part(*_kernels_order(inputs), self.diagonal)
         for storage, value in zip(outputs, results, strict=True):
             storage[0] = np.asarray(value)
 
@@ -64,7 +64,20 @@ class MixtureLogp(Op):
         no_second = [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
         if not all(isinstance(c.type, DisconnectedType) for c in cotangents[1:]):
             return no_second
-        return [*no_second[:2], *(cotangents[0] * g for g in outputs[1:])]
+        return [*no_second[:2], *(cotangents[0] * g for g in outputs[1:]), *no_second[5:]]
+
+
+def _with_layout(values: tuple[Any, ...], name: str) -> list[Any]:
+    """Return the inputs of an Op of rows; without a layout, one that says all is known."""
+    if len(values) == 5:
+        values += (*np.empty((2, 0)), *np.empty((3, 0, 0)))
+    return _doubles(values, (2, 1, 1, 2, 3, 1, 1, 2, 2, 2), name)
+
+
+def _kernels_order(inputs: Any) -> list[Any]:
+    """Return the inputs as `kernel_ops` takes them: what is known of rows beside the rows."""
+    every = [np.ascontiguousarray(v) for v in inputs]
+    return [*every[:2], *every[5:], *every[2:5]]
 
 
 @register_funcify_default_op_cache_key(MixtureLogp)
@@ -72,9 +85,12 @@ def _numba_mixture_logp(op: Any, node: Any, **kwargs: Any) -> Any:
     diagonal = bool(op.diagonal)
 
     @numba_njit(error_model="numpy", fastmath=False)
-    def mixture_logp(x, weight, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
-        value, by_log_weight, by_mean, by_covariance = kernel_ops.loglik_and_gradient(
-            x, weight, log_weight, mean, covariance, diagonal
+    def mixture_logp(  # type: ignore[no-untyped-def]
+        x, weight, log_weight, mean, covariance, order, begin, observed, factor, known
+    ):
+        value, by_log_weight, by_mean, by_covariance = kernel_ops.known_in_part(
+            *(x, weight, order, begin, observed, factor, known),
+            *(log_weight, mean, covariance, diagonal),
         )
         return np.asarray(value), by_log_weight, by_mean, by_covariance
 
@@ -90,23 +106,23 @@ class MixtureRows(Op):
         self.diagonal = diagonal
 
     def make_node(self, *values: Any) -> Any:  # noqa: D102
-        inputs = _doubles(values, (2, 1, 1, 2, 3), type(self).__name__)
+        inputs = _with_layout(values, type(self).__name__)
         return Apply(self, inputs, [pt.tensor(dtype="float64", shape=inputs[0].type.shape[:1])])
 
     def infer_shape(self, node: Any, shapes: Any) -> Any:  # noqa: D102
         return [shapes[0][:1]]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        x, *rest = inputs
-        outputs[0][0] = kernel_ops.pointwise(np.ascontiguousarray(x), *rest, self.diagonal)
+        outputs[0][0] = kernel_ops.pointwise(*_kernels_order(inputs), self.diagonal)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         # sum_n g_n log p(x_n) is a log-likelihood with weights g.
-        x, weight, *parameters = inputs
+        x, weight, *rest = inputs
         g = cotangents[0]
         scaled = pt.switch(pt.eq(weight.size, 0), g, g * _ones_where_empty(weight, g))
-        gradients = MixtureLogp(self.diagonal)(x, scaled, *parameters)[1:]
-        return [*(grad_not_implemented(self, i, inputs[i]) for i in (0, 1)), *gradients]
+        gradients = MixtureLogp(self.diagonal)(x, scaled, *rest)[1:]
+        others = {i: grad_not_implemented(self, i, v) for i, v in enumerate(inputs)}
+        return [others[0], others[1], *gradients, *(others[i] for i in range(5, 10))]
 
 
 def _ones_where_empty(weight: Any, like: Any) -> Any:
@@ -118,8 +134,13 @@ def _numba_mixture_rows(op: Any, node: Any, **kwargs: Any) -> Any:
     diagonal = bool(op.diagonal)
 
     @numba_njit(error_model="numpy", fastmath=False)
-    def mixture_rows(x, weight, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
-        return kernel_ops.pointwise(x, weight, log_weight, mean, covariance, diagonal)
+    def mixture_rows(  # type: ignore[no-untyped-def]
+        x, weight, log_weight, mean, covariance, order, begin, observed, factor, known
+    ):
+        return kernel_ops.pointwise(
+            *(x, weight, order, begin, observed, factor, known),
+            *(log_weight, mean, covariance, diagonal),
+        )
 
     return mixture_rows, kernel.VERSION
 

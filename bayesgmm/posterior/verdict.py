@@ -13,6 +13,7 @@ Betancourt (2016), arXiv:1604.00695 (E-BFMI).  Betancourt (2017), arXiv:1701.024
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ import xarray as xr
 
 from bayesgmm.checks import Check, Limit, Verdict
 from bayesgmm.covariance import Array, Covariance
+from bayesgmm.information.fixed import Mask
 from bayesgmm.labels import ambiguous_labels
+from bayesgmm.noise import NOISE
 
 CHAINS = 4  # fewer cannot be called ok
 RHAT = Limit(np.nextafter(1.01, 1.0), 1.05)  # below 1.01
@@ -40,6 +43,7 @@ def posterior_verdict(
     margin: xr.DataArray | Array | None,
     family: Covariance,
     max_treedepth: int | None,
+    still: Mapping[str, Mask] | None = None,
 ) -> Verdict:
     """Judge posterior draws.
 
@@ -58,6 +62,9 @@ def posterior_verdict(
     family : Covariance
     max_treedepth : int or None
         Where ``maxdepth_reached`` is not recorded, the limit that ``depth`` was under.
+    still : mapping, optional
+        Which elements of weight, mean and covariance are fixed (`Fixed.still`): neither they nor
+        what is made of them alone is looked at.
 
     Returns
     -------
@@ -69,7 +76,7 @@ def posterior_verdict(
     others = label_free
     if "loglik" in sample_stats and "loglik" not in label_free:
         others = others.assign(loglik=sample_stats["loglik"])
-    judged = _stack(_free_parameters(aligned, family) + _scalars(others))
+    judged = _stack(_free_parameters(aligned, family, still) + _scalars(others, still))
     _, chains, draws = judged.value.shape
     if chains == 0 or draws < 4:
         advice = (
@@ -103,8 +110,10 @@ def _stack(scalars: list[_Scalar]) -> _Judged:
     return _Judged([s.name for s in scalars], np.stack([s.value for s in scalars]).astype(float))
 
 
-def _free_parameters(aligned: xr.Dataset, family: Covariance) -> list[_Scalar]:
-    """Return the parameters that the family leaves free, named as in every table."""
+def _free_parameters(
+    aligned: xr.Dataset, family: Covariance, still: Mapping[str, Mask] | None
+) -> list[_Scalar]:
+    """Return the parameters that are free in the family, named as in every table."""
     weight = aligned["weight"].transpose("chain", "draw", "cluster").values
     mean = aligned["mean"].transpose("chain", "draw", "cluster", "feature").values
     covariance = aligned["covariance"].transpose(
@@ -112,11 +121,24 @@ def _free_parameters(aligned: xr.Dataset, family: Covariance) -> list[_Scalar]:
     )
     features = [str(name) for name in aligned["feature"].values]
     k, d = mean.shape[2:]
-    found = [_Scalar(f"weight[{j}]", weight[..., j]) for j in range(k if k > 1 else 0)]
+
+    def moves(name: str, *place: int) -> bool:
+        return still is None or not still[name][place]
+
+    weights = [j for j in range(k) if k > 1 and moves("weight", j)]
+    found = [_Scalar(f"weight[{j}]", weight[..., j]) for j in weights]
+    if NOISE in aligned:
+        found.append(_Scalar(NOISE, aligned[NOISE].transpose("chain", "draw").values))
     for j in range(k):
-        found += [_Scalar(f"mean[{j}, {features[f]}]", mean[..., j, f]) for f in range(d)]
+        found += [
+            _Scalar(f"mean[{j}, {features[f]}]", mean[..., j, f])
+            for f in range(d)
+            if moves("mean", j, f)
+        ]
     is_spherical = family.shape == "I" and d > 1
     for j in range(1 if family.is_common else k):
+        if not moves("covariance", j, 0, 0):
+            continue
         for f in range(1 if is_spherical else d):
             for g in range(f if family.is_diagonal else 0, f + 1):
                 parts = [] if family.is_common else [str(j)]
@@ -126,13 +148,31 @@ def _free_parameters(aligned: xr.Dataset, family: Covariance) -> list[_Scalar]:
     return found
 
 
-def _scalars(group: xr.Dataset) -> list[_Scalar]:
-    """Return every scalar of variables with dims chain, draw, ..."""
-    found = []
+def _moving(still: Mapping[str, Mask]) -> dict[str, Any]:
+    """Return which of the quantities of `label_free` what is free moves, by feature or alone."""
+    weight, mean, covariance = (still[name] for name in ("weight", "mean", "covariance"))
+    weights = len(weight) > 1 and not weight.all()
+    centre = weights | ~mean.all(axis=0)
+    spread = centre | ~np.diagonal(covariance, axis1=1, axis2=2).all(axis=0)
+    return {
+        "mixture_mean": centre,
+        "mixture_sd": spread,
+        "between": spread,
+        "log_volume": weights or not covariance.all(),
+        "weight_entropy": weights,
+        "weight_max": weights,
+    }
+
+
+def _scalars(group: xr.Dataset, still: Mapping[str, Mask] | None) -> list[_Scalar]:
+    """Return every scalar of variables with dims chain, draw, ..., without what is fixed."""
+    found, moving = [], {} if still is None else _moving(still)
     for key, variable in group.data_vars.items():
         values = variable.transpose("chain", "draw", ...)
         labels = [[str(label) for label in values[dim].values] for dim in values.dims[2:]]
         for place in np.ndindex(*values.shape[2:]):
+            if not np.asarray(moving.get(str(key), np.ones(values.shape[2:], bool)))[place]:
+                continue
             parts = [labels[axis][i] for axis, i in enumerate(place)]
             name = f"{key}[{', '.join(parts)}]" if parts else str(key)
             found.append(_Scalar(name, values.values[(..., *place)]))
