@@ -134,7 +134,10 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
         SOFT - {"map"},
     ),
     "align": (lambda t, _: quiet(bg.align, t), DRAWS),
-    "align, pivot": (lambda t, _: quiet(bg.align, boot(), pivot=t), POINTS | {"nothing"}),
+    "align, pivot": (
+        lambda t, _: quiet(bg.align, boot(), pivot=t),
+        POINTS | {"parameters", "nothing"},
+    ),
     "diagnose": (lambda t, _: bg.diagnose(t), DRAWS),
     "plot_labels": (lambda t, _: bg.plot_labels(t), DRAWS | DRAWN_PARTS),
     "standard_errors": (lambda t, _: bg.standard_errors(t), {"bootstrap"}),
