@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pymc as pm
 import pytest
 from models import table
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from test_density import pymcs
 
 from bayesgmm import groups, tree
 from bayesgmm.data.observations import read_for
@@ -26,6 +28,7 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.model import build
 from bayesgmm.prior import SeparationPrior
 from bayesgmm.resolved import log_density as log_prior
 from bayesgmm.resolved import resolve
@@ -263,3 +266,49 @@ class TestDensity:
             held = np.broadcast_to(given, theta[n].shape)
             free = np.isnan(held)
             np.testing.assert_array_equal(theta[n][~free], held[~free])
+
+
+#: One of each shape, where PyMC's graphs, which are dear, are made.
+AS_GRAPHS = (
+    "missing, VVV",
+    "probabilities by row, VVV, weights",
+    "noise and fixed means",
+    "noise of a volume, one component, separation",
+    "one covariance of three",
+    "two weights of three, and means",
+)
+
+
+@cache
+def graph(name: str) -> pm.Model:
+    t = case(name)
+    return build(CASES[name][0], t.data, t.space.held, t.space.region)
+
+
+class TestPyMC:
+    @pytest.mark.parametrize("name", AS_GRAPHS)
+    def test_the_model_has_the_same_density_up_to_a_constant(self, name: str) -> None:
+        """And the same gradient: to 1e-10 relative."""
+        t, theirs, rng = case(name), pymcs(graph(name)), np.random.default_rng(4)
+        points = [near_the_data(t, rng) for _ in range(3)]
+        ours = [t(point) for point in points]
+        wanted = [theirs(point) for point in points]
+        values = np.array([[a[0], b[0]] for a, b in zip(ours, wanted, strict=True)])
+        np.testing.assert_allclose(*np.diff(values, axis=0).T, rtol=1e-10)
+        for (_, slope), (_, gradient) in zip(ours, wanted, strict=True):
+            np.testing.assert_allclose(
+                slope, gradient, rtol=1e-10, atol=1e-10 * abs(gradient).max()
+            )
+
+    def test_what_is_free_has_its_own_name(self) -> None:
+        free = {name: [rv.name for rv in graph(name).free_RVs] for name in AS_GRAPHS}
+        assert free["missing, VVV"] == ["weight", "covariance", "mean"]
+        assert free["noise and fixed means"] == ["free_weight", "covariance", "free_mean"]
+        assert free["one covariance of three"] == ["weight", "free_covariance", "mean"]
+        assert free["two weights of three, and means"] == ["covariance", "free_mean"]
+        for name in AS_GRAPHS:
+            dims = graph(name).named_vars_to_dims
+            assert dims["weight"] == ("cluster",)
+            assert dims["mean"] == ("cluster", "feature")
+            assert dims["covariance"] == ("cluster", "feature", "feature_bis")
+            assert (NOISE in graph(name).named_vars) == ("noise" in name)

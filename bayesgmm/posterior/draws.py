@@ -31,13 +31,14 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
-from bayesgmm.information.fixed import Fixed, read_fixed
+from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels, align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.numeric import kernel_ops
 from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.space import held_in
 from bayesgmm.posterior.verdict import label_free
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import (
@@ -181,11 +182,10 @@ def begin(
         data = read_for(spec, X, missing=missing, **known)
         prior = resolve(spec, data)
         warn_if_improper(spec, data)
-    own, anchored = held_in(fixed, spec, data)
+    own = held_in(fixed, spec, data)
+    anchored = own and own.anchored(data)
     region = checked_region(spec, data, own)
     of = target(spec, data, prior, own, region)
-    if not of.size:
-        raise ArgumentError("fixed", "leaves nothing free: there is no posterior of it")
     arguments = {"fixed": fixed, "random_seed": seed, "missing": missing, **known}
     pivot = _with_some_noise(_pivot(spec, X, data, anchored, mle, arguments), data)
     clock.lap("em")
@@ -195,16 +195,6 @@ def begin(
         "noise": region.to_json() if region else "",
     }
     return Task(data, prior, pivot, of, kinds(data, own), shape, seed, notes, clock)
-
-
-def held_in(
-    fixed: Mapping[str, Any] | None, spec: GaussianMixture, data: Data
-) -> tuple[Fixed | None, Fixed | None]:
-    """Return what a user wants fixed in the units of the data, and in those of EM."""
-    if fixed is None:
-        return None, None
-    held = read_fixed(fixed, spec.covariance, spec.n_components, data.d)
-    return held, held.anchored(data)
 
 
 def collect(
