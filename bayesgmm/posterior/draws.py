@@ -317,16 +317,25 @@ def _log_likelihoods(target: Target, flat: Mapping[str, Array]) -> Array:
 def _loo(fit: xr.DataTree) -> xr.Dataset | None:
     """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ.
 
+    A row that is equally probable in all draws (of weight 0, or with nothing but a label) is that
+    without itself as well: PSIS is for the others.
+
     None where there is no tail to smooth: draws that are fewer than 25, or that are all alike. The
     verdict fails by other checks then.
     """
+    rows = fit["log_likelihood"].to_dataset()["x"]
+    varies = np.ptp(rows.to_numpy(), axis=(0, 1)) > 0.0
+    own = {"log_likelihood": rows.isel(obs=varies).to_dataset(name="x")}
+    others = xr.DataTree.from_dict({"posterior": fit["posterior"].to_dataset()} | own)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
         try:
-            loo = psis_loo(fit, var_name="x", pointwise=True)
+            loo = psis_loo(others, var_name="x", pointwise=True)
         except (IndexError, ValueError):
             return None
     k = loo.pareto_k.to_numpy()
-    values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
+    same = float(rows.isel(chain=0, draw=0, obs=~varies).sum())
+    values = {"elpd_loo": float(loo.elpd) + same, "elpd_loo_se": float(loo.se)}
+    values |= {"p_loo": float(loo.p)}
     values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}
     return xr.Dataset({name: ((), value) for name, value in values.items()})
