@@ -13,6 +13,7 @@ from typing import Any
 import models
 import numpy as np
 import pandas as pd
+import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -20,7 +21,7 @@ from models import ALL, PYTHON, table
 from pytensor.graph.replace import clone_replace
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data.observations import Data, read_for
+from bayesgmm.data.observations import read_for
 from bayesgmm.errors import NumericalError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
@@ -69,9 +70,8 @@ def target_of(
     return target(spec, data, resolve(spec, data))
 
 
-def pymcs(spec: GaussianMixture, data: Data) -> Callable[[np.ndarray], Any]:
-    """Value and gradient of the PyMC model's log-density, as a function of one vector."""
-    model = build(spec, data)
+def pymcs(model: pm.Model) -> Callable[[np.ndarray], Any]:
+    """Value and gradient of a PyMC model's log-density, as a function of one vector."""
     initial = model.initial_point()
     shapes = [initial[v.name].shape for v in model.value_vars]
     sizes = [int(np.prod(shape)) for shape in shapes]
@@ -93,7 +93,7 @@ def assert_same_density(
     spec: GaussianMixture, x: pd.DataFrame, sample_weight: np.ndarray | None = None
 ) -> None:
     ours = target_of(spec, x, sample_weight)
-    theirs = pymcs(spec, ours.data)
+    theirs = pymcs(build(spec, ours.data))
     rng = np.random.default_rng(1)
     for _ in range(3):
         point = near_the_data(ours, rng)

@@ -40,7 +40,7 @@ from bayesgmm.numeric.kernel_ops import (
     pull_back,
     pull_through_chart,
 )
-from bayesgmm.posterior.space import Space, space_of
+from bayesgmm.posterior.space import Space, checked_space
 from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
@@ -415,5 +415,5 @@ def target(
     region : Region, optional
         Where noise is.
     """
-    space = space_of(spec, data, held, region)
+    space = checked_space(spec, data, held, region)
     return Target(space, terms(prior, space), data)

@@ -31,7 +31,7 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
-from bayesgmm.information.fixed import Fixed, read_fixed
+from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelfree import dataset as label_free_dataset
 from bayesgmm.labelfree import label_free
 from bayesgmm.labels import Labels, align, apply
@@ -40,6 +40,7 @@ from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.numeric import kernel_ops
 from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.space import held_in
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import (
     PseudoData,
@@ -182,11 +183,10 @@ def begin(
         data = read_for(spec, X, missing=missing, **known)
         prior = resolve(spec, data)
         warn_if_improper(spec, data)
-    own, anchored = held_in(fixed, spec, data)
+    own = held_in(fixed, spec, data)
+    anchored = own and own.anchored(data)
     region = checked_region(spec, data, own)
     of = target(spec, data, prior, own, region)
-    if not of.size:
-        raise ArgumentError("fixed", "leaves nothing free: there is no posterior of it")
     arguments = {"fixed": fixed, "random_seed": seed, "missing": missing, **known}
     pivot = _with_some_noise(_pivot(spec, X, data, anchored, mle, arguments), data)
     clock.lap("em")
@@ -196,16 +196,6 @@ def begin(
         "noise": region.to_json() if region else "",
     }
     return Task(data, prior, pivot, of, kinds(data.probability, own), shape, seed, notes, clock)
-
-
-def held_in(
-    fixed: Mapping[str, Any] | None, spec: GaussianMixture, data: Data
-) -> tuple[Fixed | None, Fixed | None]:
-    """Return what a user wants fixed in the units of the data, and in those of EM."""
-    if fixed is None:
-        return None, None
-    held = read_fixed(fixed, spec.covariance, spec.n_components, data.d)
-    return held, held.anchored(data)
 
 
 def collect(
@@ -321,16 +311,25 @@ def _log_likelihoods(target: Target, flat: Mapping[str, Array]) -> Array:
 def _loo(fit: xr.DataTree) -> xr.Dataset | None:
     """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ.
 
+    A row that is equally probable in all draws (of weight 0, or with nothing but a label) is that
+    without itself as well: PSIS is for the others.
+
     None where there is no tail to smooth: draws that are fewer than 25, or that are all alike. The
     verdict fails by other checks then.
     """
+    rows = fit["log_likelihood"].to_dataset()["x"]
+    varies = np.ptp(rows.to_numpy(), axis=(0, 1)) > 0.0
+    own = {"log_likelihood": rows.isel(obs=varies).to_dataset(name="x")}
+    others = xr.DataTree.from_dict({"posterior": fit["posterior"].to_dataset()} | own)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
         try:
-            loo = psis_loo(fit, var_name="x", pointwise=True)
+            loo = psis_loo(others, var_name="x", pointwise=True)
         except (IndexError, ValueError):
             return None
     k = loo.pareto_k.to_numpy()
-    values = {"elpd_loo": float(loo.elpd), "elpd_loo_se": float(loo.se), "p_loo": float(loo.p)}
+    same = float(rows.isel(chain=0, draw=0, obs=~varies).sum())
+    values = {"elpd_loo": float(loo.elpd) + same, "elpd_loo_se": float(loo.se)}
+    values |= {"p_loo": float(loo.p)}
     values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}
     return xr.Dataset({name: ((), value) for name, value in values.items()})

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.data.observations import Data
+from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import Layout, layout, split
-from bayesgmm.information.fixed import Fixed, Mask
+from bayesgmm.information.fixed import Fixed, Mask, read_fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import FLAT, Array, Parameters
 from bayesgmm.noise import NOISE, Region
@@ -204,10 +206,32 @@ class Space:
         return float(0.5 * len(self.center) * np.log(2.0 * np.pi) + log_sd - self.region.log_volume)
 
 
-def space_of(
-    spec: GaussianMixture, data: Data, held: Fixed | None = None, region: Region | None = None
+def held_in(fixed: Mapping[str, Any] | None, spec: GaussianMixture, data: Data) -> Fixed | None:
+    """Return what a user wants fixed, in the units of the data."""
+    return None if fixed is None else read_fixed(fixed, spec.covariance, spec.n_components, data.d)
+
+
+def checked_space(
+    spec: GaussianMixture, data: Data, held: Fixed | None, region: Region | None
 ) -> Space:
-    """Return the space of a specification; what is held fixed is in the units of the data."""
-    family = spec.covariance
-    chart = Coordinates(family, spec.n_components, unit_of(data, family))
-    return Space(chart, held, region, data.center, data.scale)
+    """Return the space of a specification.
+
+    Parameters
+    ----------
+    spec : GaussianMixture
+    data : Data
+    held : Fixed or None
+        What is fixed, in the units of the data.
+    region : Region or None
+        Where noise is.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing is free.
+    """
+    chart = Coordinates(spec.covariance, spec.n_components, unit_of(data, spec.covariance))
+    space = Space(chart, held, region, data.center, data.scale)
+    if not space.size:
+        raise ArgumentError("fixed", "leaves nothing free: there is no posterior of it")
+    return space
