@@ -151,7 +151,7 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     "fit_em, start": (lambda t, _: fit(start=t), POINTS | {"parameters", "nothing"}),
     "fit_laplace, mle": (
         lambda t, _: quiet(bg.fit_laplace, SPEC, X, mle=t, draws=200, random_seed=1),
-        POINTS | {"nothing"},
+        POINTS - {"fixed"} | {"nothing"},
     ),
 }
 
