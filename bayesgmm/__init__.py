@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from bayesgmm.labelling.relabel import align as align
     from bayesgmm.mixture import GaussianMixture as GaussianMixture
     from bayesgmm.moments import Parameters as Parameters
+    from bayesgmm.posterior.bayes import recover as recover
     from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
     from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
     from bayesgmm.posterior.model import to_pymc as to_pymc
@@ -93,6 +94,7 @@ _WHERE = {
     "predict": "prediction",
     "predict_proba": "prediction",
     "profile": "inference.profiling",
+    "recover": "posterior.bayes",
     "regress": "conditioning",
     "report": "display.page",
     "sample_posterior": "posterior.bayes",

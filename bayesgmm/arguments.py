@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,4 +32,17 @@ def share(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < 1.0:
         raise ArgumentError(name, f"must be a number between 0 and 1, not {value!r}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Return ``value`` as a float.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the argument, if it is not a finite number above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < math.inf:
+        raise ArgumentError(name, f"must be a number above 0, not {value!r}")
     return float(value)

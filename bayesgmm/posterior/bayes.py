@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import xarray as xr
 
-from bayesgmm.arguments import share, whole_number
+from bayesgmm.arguments import positive, share, whole_number
 from bayesgmm.checks import warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
-from bayesgmm.posterior.draws import begin, collect
+from bayesgmm.posterior.draws import Task, begin, collect
 from bayesgmm.posterior.nuts import MAX_DEPTH, finished, run_nuts, start_around
+from bayesgmm.posterior.store import (
+    draws_in,
+    draws_of,
+    prepare,
+    read,
+    termination_as_interrupt,
+    write_end,
+    write_task,
+)
 from bayesgmm.posterior.verdict import posterior_verdict
 from bayesgmm.progress import is_wanted
 
@@ -36,6 +46,9 @@ def sample_posterior(
     target_accept: float = 0.9,
     log_likelihood: bool | None = None,
     random_seed: int | None = None,
+    max_time: float | None = None,
+    store: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     progressbar: bool | None = None,
 ) -> xr.DataTree:
     r"""Draw from the posterior of a mixture by NUTS on the marginalised likelihood.
@@ -65,23 +78,30 @@ def sample_posterior(
         Default: unless it is larger than a gigabyte.
     random_seed : int, optional
         Same seed, same draws.
+    max_time : float, optional
+        Seconds of sampling, tuning included, after which it stops; what was drawn is kept.
+    store : path, optional
+        A folder in which draws are kept as they are made, a few seconds' at most behind: if the
+        process is killed, `recover` makes the fit of them. SIGTERM then is taken like Ctrl-C.
+    overwrite : bool
+        Whether a store that is there may be replaced.
     progressbar : bool, optional
-        Default: in a terminal.
+        Default: in a terminal or a notebook. True elsewhere: a line every ten seconds.
 
     Returns
     -------
     xarray.DataTree
         ``posterior`` with labels aligned to EM's, ``posterior_raw`` as sampled, ``labels``,
         ``sample_stats``, ``log_likelihood``, ``criteria``, ... (``docs/design.md``); the verdict is
-        in ``attrs``. After Ctrl-C, what was finished, and
-        ``stop_reason`` is ``"interrupted"``.
+        in ``attrs``. After Ctrl-C, what was finished, and ``stop_reason`` is ``"interrupted"``;
+        after ``max_time``, ``"time limit"``.
 
     Raises
     ------
     ArgumentError, NotYetSupportedError, DataError
         For bad input, naming it; for a specification with ``prior=None``.
     NumericalError
-        If the sampler cannot start.
+        If the sampler cannot start, or ``max_time`` was up before the first draw.
 
     Warns
     -----
@@ -95,6 +115,9 @@ def sample_posterior(
     share("target_accept", target_accept)
     if cores is not None:
         whole_number("cores", cores, least=1)
+    if max_time is not None:
+        positive("max_time", max_time)
+    kept = None if store is None else prepare(store, overwrite)
     task = begin(
         spec,
         X,
@@ -108,19 +131,64 @@ def sample_posterior(
     )
     model = start_around(task.pivot, task.target)
     task.clock.lap("start")
-    sampled = run_nuts(
-        model,
-        draws=draws,
-        tune=tune,
-        chains=chains,
-        cores=cores or min(chains, os.cpu_count() or 1),
-        seed=task.seed,
-        target_accept=target_accept,
-        progress_bar=is_wanted(progressbar),
-    )
-    task.clock.lap("sampling")
+    settings = {"draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept}
+    if kept is not None:
+        write_task(kept, spec, task, settings | {"log_likelihood": log_likelihood})
+    with nullcontext() if kept is None else termination_as_interrupt():
+        sampled = run_nuts(
+            model,
+            cores=cores or min(chains, os.cpu_count() or 1),
+            seed=task.seed,
+            progress_bar=is_wanted(progressbar),
+            max_time=max_time,
+            store=None if kept is None else draws_in(kept),
+            **settings,
+        )
+        task.clock.lap("sampling")
+        if kept is not None:
+            stop_reason = str(sampled.attrs["stop_reason"])
+            write_end(kept, stop_reason, task.clock.laps)
+            sampled = draws_of(kept, settings, stop_reason)
+    return _judged(spec, task, sampled, log_likelihood)
+
+
+def recover(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Return the fit of the draws in a store that `sample_posterior` has begun.
+
+    Whatever became of the sampler: it may have been killed, or still run in another process. Then
+    the last draws of each chain, fewer than 32, are not there yet, and ``stop_reason`` is
+    ``"recovered"``; else the fit is the one that `sample_posterior` returned.
+
+    Parameters
+    ----------
+    path : path
+        ``store`` of `sample_posterior`.
+
+    Returns
+    -------
+    xarray.DataTree
+        As by `sample_posterior`: aligned, with its verdict.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no store, one of another version's layout, damaged, or without draws as yet.
+
+    Warns
+    -----
+    PosteriorWarning
+        As `sample_posterior`.
+    """
+    stored = read(path)
+    return _judged(stored.spec, stored.task, stored.sampled, stored.log_likelihood)
+
+
+def _judged(
+    spec: GaussianMixture, task: Task, sampled: xr.DataTree, log_likelihood: bool | None
+) -> xr.DataTree:
+    """Return nutpie's draws as a fit with its verdict."""
     points, stats = finished(sampled)
-    fit, margin = collect(spec, task, points, _sample_stats(stats), log_likelihood)
+    fit, margin = collect(spec, task, points, stats, log_likelihood)
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
@@ -129,19 +197,9 @@ def sample_posterior(
         still=task.target.space.still,
     )
     task.clock.lap("summary")
-    is_whole = points.shape[:2] == (chains, draws)
     fit.attrs |= task.attributes(verdict) | {
         "engine": "nuts",
-        "stop_reason": "completed" if is_whole else "interrupted",
+        "stop_reason": sampled.attrs["stop_reason"],
     }
     warn(verdict, PosteriorWarning)
     return fit
-
-
-def _sample_stats(stats: xr.Dataset) -> xr.Dataset:
-    """The sampler's statistics under ArviZ's names."""
-    names = {"logp": "lp", "energy": "energy", "diverging": "diverging", "depth": "depth"}
-    names |= {"n_steps": "n_steps", "step_size": "step_size"}
-    names |= {"maxdepth_reached": "maxdepth_reached", "mean_tree_accept": "acceptance_rate"}
-    found = {new: stats[old] for old, new in names.items() if old in stats}
-    return xr.Dataset(found).drop_vars(["chain", "draw"])

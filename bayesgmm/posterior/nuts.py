@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,21 @@ from bayesgmm.errors import NumericalError
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.posterior.curvature import quadratic_at
 from bayesgmm.posterior.density import Target, compiled
+from bayesgmm.progress import Lines, can_draw
 
 MAX_DEPTH = 10
 POINT = "point"  # the only variable of nutpie's draws: where they are in the unconstrained space
+# The sampler's statistics under ArviZ's names.
+STATS = {
+    "logp": "lp",
+    "energy": "energy",
+    "diverging": "diverging",
+    "depth": "depth",
+    "n_steps": "n_steps",
+    "step_size": "step_size",
+    "maxdepth_reached": "maxdepth_reached",
+    "mean_tree_accept": "acceptance_rate",
+}
 _OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
 
 
@@ -57,27 +70,71 @@ def start_around(pivot: Parameters, target: Target) -> Any:
     )
 
 
-def run_nuts(model: Any, *, progress_bar: bool, **settings: Any) -> xr.DataTree:
+def run_nuts(
+    model: Any,
+    *,
+    progress_bar: bool,
+    max_time: float | None = None,
+    store: Path | None = None,
+    **settings: Any,
+) -> xr.DataTree:
     """Return nutpie's draws of a model.
+
+    Parameters
+    ----------
+    model
+        Of `start_around`.
+    progress_bar : bool
+    max_time : float, optional
+        Seconds after which it stops.
+    store : Path, optional
+        A folder in which draws are kept as they are made.
+    **settings
+        Of `nutpie.sample`.
+
+    Returns
+    -------
+    DataTree
+        With NaN where a draw was not made; its attribute ``stop_reason`` is ``"completed"``,
+        ``"interrupted"`` or ``"time limit"``.
 
     Raises
     ------
     NumericalError
         If it cannot start.
     """
+    if progress_bar and not can_draw():
+        settings |= {"progress_callback": Lines("sampling"), "progress_rate": 1000}
+        progress_bar = False
+    if store is not None:
+        settings["zarr_store"] = nutpie.zarr_store.LocalStore(str(store), mkdir=True)
     try:
         with warnings.catch_warnings():
             # ArviZ takes few draws for swapped dimensions; that they are few, the verdict says.
             warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
-            return nutpie.sample(
-                model, maxdepth=MAX_DEPTH, save_warmup=False, progress_bar=progress_bar, **settings
+            sampler = nutpie.sample(
+                model,
+                maxdepth=MAX_DEPTH,
+                save_warmup=False,
+                progress_bar=progress_bar,
+                blocking=False,
+                **settings,
             )
+            reason = "completed"
+            try:
+                sampled = sampler.wait(timeout=max_time)
+            except TimeoutError:
+                sampled, reason = sampler.abort(), "time limit"
+            except KeyboardInterrupt:
+                sampled, reason = sampler.abort(), "interrupted"
     except RuntimeError as error:
         gc.collect()  # nutpie's sampler must be gone before the process ends
         raise NumericalError(
             f"the sampler could not run: {str(error).splitlines()[0]}. Check the prior's numbers "
             "against the data's scale"
         ) from None
+    sampled.attrs["stop_reason"] = reason
+    return sampled
 
 
 def finished(sampled: xr.DataTree) -> tuple[Array, xr.Dataset]:
@@ -85,21 +142,36 @@ def finished(sampled: xr.DataTree) -> tuple[Array, xr.Dataset]:
 
     nutpie pads chains to one length with NaN. The rectangle of chains and draws that keeps most is
     taken: a chain that had hardly begun is dropped rather than the draws of the others.
+
+    Raises
+    ------
+    KeyboardInterrupt, NumericalError
+        If there is no draw: by Ctrl-C, or because time was up.
     """
     if "posterior" not in sampled.children:
-        raise KeyboardInterrupt
-    finite = np.isfinite(sampled["sample_stats"]["logp"].to_numpy())
-    done = np.where(finite.all(axis=1), finite.shape[1], np.argmin(finite, axis=1))
+        raise _nothing(sampled)
+    stats = sampled["sample_stats"].to_dataset()
+    finite = np.isfinite(stats["logp"].to_numpy())
+    done = np.logical_and.accumulate(finite, axis=1).sum(axis=1)
     longest_first = np.argsort(-done, kind="stable")
     area = done[longest_first] * np.arange(1, len(done) + 1)
     best = int(np.argmax(area))
     if area[best] == 0:
-        raise KeyboardInterrupt
+        raise _nothing(sampled)
     part = {
         "chain": np.sort(longest_first[: best + 1]),
         "draw": slice(0, done[longest_first[best]]),
     }
+    kept = stats[list(STATS)].rename(STATS).isel(part).load()
     return (
         sampled["posterior"][POINT].isel(part).to_numpy(),
-        sampled["sample_stats"].to_dataset().isel(part),
+        kept.drop_vars(["chain", "draw"], errors="ignore").drop_attrs(),
+    )
+
+
+def _nothing(sampled: xr.DataTree) -> BaseException:
+    if sampled.attrs.get("stop_reason") != "time limit":
+        return KeyboardInterrupt()
+    return NumericalError(
+        "no draw was made in max_time, which tuning is part of: raise max_time, or lower tune"
     )
