@@ -201,7 +201,7 @@ def _task(record: xr.DataTree) -> tuple[GaussianMixture, Task, dict[str, Any]]:
         warnings.simplefilter("ignore", BayesgmmWarning)  # they are among the notes
         prior = resolve(spec, data)
     of, seed = target(spec, data, prior, held, region), int(attrs["random_seed"])
-    task = Task(data, prior, pivot, of, kinds(data, held), shape, seed, notes, clock)
+    task = Task(data, prior, pivot, of, kinds(data.probability, held), shape, seed, notes, clock)
     return spec, task, json.loads(attrs["settings"])
 
 
