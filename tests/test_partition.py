@@ -249,6 +249,20 @@ class TestPartition:
         x = post["observed_data"]["x"].to_numpy()
         assert len(bg.partition(weighted, np.repeat(x, 2, axis=0)).labels) == 120
 
+    def test_rows_of_weight_zero_are_left_out(self, post: xr.DataTree) -> None:
+        weighted, x = post.copy(), post["observed_data"]["x"].to_numpy()
+        weight = xr.ones_like(post["constant_data"]["sample_weight"])
+        weight[[3, 40]] = 0.0
+        weighted["constant_data"] = xr.DataTree(xr.Dataset({"sample_weight": weight}))
+        found = bg.partition(weighted, random_seed=1)
+        assert list(found.labels.index) == [i for i in range(60) if i not in (3, 40)]
+        other = bg.partition(post, np.delete(x, [3, 40], axis=0), random_seed=1)
+        np.testing.assert_array_equal(found.labels, other.labels)
+        assert bg.posterior_predictive(weighted)["posterior_predictive"].sizes["obs"] == 58
+        assert "58 rows" in bg.plot_coclustering(weighted, random_seed=1).alt
+        with pytest.raises(ArgumentError, match=r"^rows: has some of weight 0"):
+            bg.plot_coclustering(weighted, rows=[2, 3], random_seed=1)
+
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [

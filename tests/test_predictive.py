@@ -229,9 +229,11 @@ class TestReplicatedData:
         labelled["constant_data"] = xr.DataTree(constant.assign(label_probability=known))
         observed = post["observed_data"].to_dataset()
         holes["observed_data"] = xr.DataTree(observed.where(observed["x"] < 90))
-        for fit, what in ((weighted, "weights"), (labelled, "known lab"), (holes, "missing val")):
+        for fit, what in ((labelled, "known lab"), (holes, "missing val")):
             with pytest.raises(NotYetSupportedError, match=f"^fit: new data .* with {what}"):
                 bg.posterior_predictive(fit)
+        with pytest.raises(NotYetSupportedError, match=r"^fit: has weighted rows"):
+            bg.posterior_predictive(weighted)
         with pytest.raises(ArgumentError, match=r"^fit: must be a whole fit, with observed_data"):
             bg.posterior_predictive(bg.conditional(post, {"waiting": 70.0}))
         monkeypatch.setattr(replicated, "MOST", 272 * 2 * 59)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.checks import Verdict
 from bayesgmm.data.cells import Missing
-from bayesgmm.errors import PACKAGE, ArgumentError, PosteriorWarning
+from bayesgmm.errors import PACKAGE, ArgumentError, NotYetSupportedError, PosteriorWarning
 from bayesgmm.groups import NO_LABELS
 from bayesgmm.moments import Array
 from bayesgmm.prediction import (
@@ -175,6 +175,22 @@ def chosen(rows: Sequence[int] | None, n: int) -> NDArray[np.intp]:
     if found.min() < 0 or found.max() >= n:
         raise ArgumentError("rows", f"must be from 0 to {n - 1}, for {n} rows")
     return found.astype(np.intp)
+
+
+def counted(fit: xr.DataTree) -> NDArray[np.intp]:
+    """Return the positions of a fit's rows that count once; rows of weight 0 do not count.
+
+    Raises
+    ------
+    NotYetSupportedError
+        If rows have other weights: what stands for several rows is in no one place.
+    """
+    weight = fit["constant_data"].to_dataset()["sample_weight"].to_numpy()
+    if not np.isin(weight, (0.0, 1.0)).all():
+        raise NotYetSupportedError(
+            "fit", "has weighted rows, of which each stands for several; fit the repeated rows"
+        )
+    return np.flatnonzero(weight)
 
 
 def warn_if_ambiguous(fit: xr.DataTree, what: str) -> None:

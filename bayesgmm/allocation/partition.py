@@ -35,11 +35,11 @@ from scipy.spatial.distance import squareform
 
 from bayesgmm.allocation.coclustering import together
 from bayesgmm.allocation.descent import descend
-from bayesgmm.allocation.drawn import MOST, Drawn, Labels, ask, row_names
+from bayesgmm.allocation.drawn import MOST, Drawn, Labels, ask, counted, row_names
 from bayesgmm.allocation.losses import Loss, distances, phi
 from bayesgmm.arguments import whole_number
 from bayesgmm.data.cells import Missing
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
 from bayesgmm.rows import check_prob
 
@@ -119,7 +119,8 @@ def partition(
     fit : DataTree
         With draws: of `sample_posterior`, `fit_laplace` or `bootstrap`.
     X : (n, d) table, optional
-        Default: the rows of the fit, with what was known of them.
+        Default: the rows of the fit, with what was known of them; those of weight 0, and those of
+        which nothing was observed, are left out.
     loss : {"vi", "binder"}
         Variation of information, or Binder's loss, which is known to split off small clusters.
     ci_prob : float
@@ -148,7 +149,7 @@ def partition(
         If an argument is wrong, the fit is a point estimate, or rows times draws are more than
         2^27.
     NotYetSupportedError
-        If the rows of the fit have weights, and no ``X`` is given.
+        If the rows of the fit have weights other than 0 and 1, and no ``X`` is given.
     """
     check_prob(ci_prob)
     phi(loss, 1)
@@ -156,10 +157,10 @@ def partition(
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
     asked = ask(fit, X, draws, missing)
+    if X is None:
+        asked = asked.take(counted(fit))
     most = asked.k if max_clusters is None else max_clusters
     most = min(whole_number("max_clusters", most, least=1), asked.n)
-    if X is None:
-        _refuse_weights(fit)
     if asked.n * asked.s > MOST:
         raise ArgumentError(
             "draws",
@@ -179,15 +180,6 @@ def partition(
         _ball(z, apart, ci_prob).assign_coords(obs=names),
         _occupied(z, asked.k),
     )
-
-
-def _refuse_weights(fit: xr.DataTree) -> None:
-    if (fit["constant_data"]["sample_weight"].to_numpy() != 1.0).any():
-        raise NotYetSupportedError(
-            "fit",
-            "has weighted rows, of which a partition is not defined here yet; give rows that count "
-            "alike as X, e.g. the repeated ones",
-        )
 
 
 def _candidates(asked: Drawn, z: Labels, most: int) -> Iterator[Clusters]:

@@ -14,10 +14,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayesgmm.allocation.coclustering import coclustering
+from bayesgmm.allocation.drawn import chosen, counted
 from bayesgmm.allocation.losses import Loss
 from bayesgmm.allocation.partition import partition
 from bayesgmm.allocation.responsibilities import responsibilities
 from bayesgmm.display.plots import POSTERIOR, STYLE, Picture, short
+from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
 from bayesgmm.prediction import NOISE_LABEL
 
@@ -50,7 +52,7 @@ def plot_coclustering(
     X : (n, d) table, optional
         Default: the rows of the fit.
     rows : sequence of int, optional
-        Positions of the rows to show. Default: all. The partition is that of all rows.
+        Positions of the rows to show. Default: all that the partition has. It is made of all rows.
     loss : {"vi", "binder"}
         As in `partition`.
     draws : int, optional
@@ -69,11 +71,17 @@ def plot_coclustering(
     ArgumentError, DataError
         As `coclustering` and `partition`.
     """
-    found = coclustering(fit, X, rows=rows, draws=draws)
     whole = partition(fit, X, loss=loss, draws=draws, random_seed=random_seed)
-    label = np.asarray(whole.labels, dtype=np.intp)
-    if rows is not None:
-        label = label[np.asarray(rows)]
+    if X is None:
+        label, there = np.full(fit["observed_data"].sizes["obs"], -1), counted(fit)
+        label[there] = whole.labels
+        rows = there.tolist() if rows is None else rows
+    else:
+        label = whole.labels.to_numpy()
+    found = coclustering(fit, X, rows=rows, draws=draws)
+    label = label[chosen(rows, len(label))]
+    if (label < 0).any():
+        raise ArgumentError("rows", "has some of weight 0, which are in no partition")
     matrix = found.to_numpy()
     order = _order(matrix, label)
     ends = np.flatnonzero(np.diff(label[order])) + 0.5

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayesgmm.allocation.drawn import MOST, NUMBERS, with_draws
+from bayesgmm.allocation.drawn import MOST, NUMBERS, counted, with_draws
 from bayesgmm.arguments import whole_number
 from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError
 from bayesgmm.moments import Array
@@ -65,13 +65,15 @@ def posterior_predictive(
     ColumnNameError
         If a column has the name of a dimension: chain, draw or obs.
     NotYetSupportedError
-        If rows have weights, values are missing, or labels are known: new data are not like those.
+        If rows have weights other than 0 (which are left out) and 1, values are missing, or labels
+        are known: new data are not like those.
     """
     with_draws(fit)
     whole("fit", fit, "observed_data", "constant_data")
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
-    observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
+    rows = counted(fit)
+    observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").isel(obs=rows)
     _refuse(fit, observed)
     names = _variables(names_of(fit))
     x = observed.to_numpy()
@@ -105,7 +107,7 @@ def posterior_predictive(
         ),
     }
     if "log_likelihood" in fit.children:
-        own = fit["log_likelihood"].to_dataset()["x"].transpose(*dims).isel(draw=kept)
+        own = fit["log_likelihood"].to_dataset()["x"].transpose(*dims).isel(draw=kept, obs=rows)
         groups["log_likelihood"] = xr.Dataset(dict.fromkeys(names, own))
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
@@ -141,7 +143,6 @@ def _refuse(fit: xr.DataTree, x: xr.DataArray) -> None:
     """Refuse data that rows drawn from the mixture are not like."""
     constant = fit["constant_data"].to_dataset()
     reasons = {
-        "weights of rows; fit the repeated rows": bool((constant["sample_weight"] != 1.0).any()),
         "missing values": bool(np.isnan(x).any()),
         "known labels": "label_probability" in constant,
     }
