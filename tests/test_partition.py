@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
@@ -57,6 +57,7 @@ def random_draws(seed: int, n: int, k: int, s: int = 15) -> np.ndarray:
     return np.where(rng.random((n, s)) < 0.6, truth, other).astype(np.int16)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
 def test_losses_are_scikit_learn_s(rows: list[tuple[int, int]]) -> None:
     a, b = np.array(rows).T
@@ -64,6 +65,7 @@ def test_losses_are_scikit_learn_s(rows: list[tuple[int, int]]) -> None:
         assert loss_between(a, b, loss) == pytest.approx(by_scikit_learn(a, b, loss), abs=1e-12)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=15))
 def test_losses_are_metrics(rows: list[tuple[int, int, int]]) -> None:
     a, b, c = np.array(rows).T
