@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayesgmm import datasets as datasets
+    from bayesgmm.allocation.coclustering import coclustering as coclustering
+    from bayesgmm.allocation.partition import Partition as Partition
+    from bayesgmm.allocation.partition import partition as partition
+    from bayesgmm.allocation.responsibilities import responsibilities as responsibilities
     from bayesgmm.conditioning import conditional as conditional
     from bayesgmm.conditioning import marginal as marginal
     from bayesgmm.conditioning import regress as regress
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from bayesgmm.display.plots_em import plot_convergence as plot_convergence
     from bayesgmm.display.plots_em import plot_select as plot_select
     from bayesgmm.display.plots_labels import plot_labels as plot_labels
+    from bayesgmm.display.plots_posterior import plot_coclustering as plot_coclustering
+    from bayesgmm.display.plots_posterior import plot_responsibilities as plot_responsibilities
     from bayesgmm.display.words import format_table as format_table
     from bayesgmm.display.words import to_frame as to_frame
     from bayesgmm.em.fit import fit_em as fit_em
@@ -53,6 +59,8 @@ if TYPE_CHECKING:
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
     from bayesgmm.prediction import simulate as simulate
+    from bayesgmm.predictive.density import predictive_density as predictive_density
+    from bayesgmm.predictive.replicated import posterior_predictive as posterior_predictive
     from bayesgmm.prior import ConjugatePrior as ConjugatePrior
     from bayesgmm.prior import HalfNormal as HalfNormal
     from bayesgmm.prior import InverseGamma as InverseGamma
@@ -70,11 +78,13 @@ _WHERE = {
     "InverseGamma": "prior",
     "LogNormal": "prior",
     "Parameters": "moments",
+    "Partition": "allocation.partition",
     "Selection": "inference.selection",
     "SeparationPrior": "prior",
     "align": "labelling.relabel",
     "bootstrap": "inference.resampling",
     "bootstrap_lrt": "inference.lrt",
+    "coclustering": "allocation.coclustering",
     "compare": "display.comparison",
     "conditional": "conditioning",
     "derived": "inference.delta",
@@ -85,18 +95,24 @@ _WHERE = {
     "jackknife": "inference.resampling",
     "load": "tree",
     "marginal": "conditioning",
+    "partition": "allocation.partition",
     "percentile_intervals": "inference.resampling",
+    "plot_coclustering": "display.plots_posterior",
     "plot_compare": "display.forest",
     "plot_convergence": "display.plots_em",
     "plot_density": "display.plots",
     "plot_labels": "display.plots_labels",
+    "plot_responsibilities": "display.plots_posterior",
     "plot_select": "display.plots_em",
+    "posterior_predictive": "predictive.replicated",
     "predict": "prediction",
     "predict_proba": "prediction",
+    "predictive_density": "predictive.density",
     "profile": "inference.profiling",
     "recover": "posterior.bayes",
     "regress": "conditioning",
     "report": "display.page",
+    "responsibilities": "allocation.responsibilities",
     "sample_posterior": "posterior.bayes",
     "save": "tree",
     "score": "prediction",

@@ -1,4 +1,4 @@
-"""The command line: ``bayesgmm demo``, ``fit``, ``select`` and ``compare``.
+"""The command line: ``bayesgmm demo``, ``fit``, ``select``, ``compare`` and ``recover``.
 
 Exit codes: 0 good; 1 finished, but a fit should not be relied on (its verdict is not ok); 2 wrong
 usage; 3 data that no mixture can be fitted to; 4 the computation failed; 130 interrupted.
@@ -76,6 +76,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier re
 Draws = Annotated[int, typer.Option(help="Posterior draws per chain.")]
 Tune = Annotated[int, typer.Option(help="Tuning steps per chain.")]
 Chains = Annotated[int, typer.Option(help="Number of chains.")]
+MaxTime = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Stop sampling after so long; what was drawn is kept."),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Keep draws there as they are made: `bayesgmm recover` reads what a killed run had.",
+    ),
+]
 Cores = Annotated[int | None, typer.Option(help="Chains at the same time. Default: as many cores.")]
 Decimal = Annotated[str, typer.Option(help="Decimal mark of a CSV file.")]
 Separator = Annotated[str | None, typer.Option(help="Cell separator of a CSV file.")]
@@ -227,6 +238,8 @@ def compare(
     tune: Tune = 1000,
     chains: Chains = 4,
     cores: Cores = None,
+    max_time: MaxTime = None,
+    store: Store = None,
     overwrite: Overwrite = False,
     excel_safe: ExcelSafe = False,
     decimal: Decimal = ".",
@@ -244,8 +257,39 @@ def compare(
         spec = GaussianMixture(components, covariance, prior, noise)
         prepare(out, RESULTS, overwrite)
         given = Source(data, columns, labels, weights, missing, decimal, separator, encoding).read()
-        sampling = {"draws": draws, "tune": tune, "chains": chains, "cores": cores}
+        sampling: dict[str, Any] = {"draws": draws, "tune": tune, "chains": chains, "cores": cores}
+        if max_time is not None:
+            sampling["max_time"] = max_time
+        if store is not None:
+            sampling |= {"store": store, "overwrite": overwrite}
         _compare(spec, given, out, seed, n_starts, sampling, excel_safe)
+
+
+@app.command()
+def recover(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder that --store of a run named.")
+    ],
+    out: Out,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Make a fit of the draws that a killed, or running, `compare --store` has kept.
+
+    Writes posterior.nc to OUT and prints the summary.
+    """
+    with told_plainly(debug):
+        from bayesgmm.posterior.bayes import recover as recovered
+        from bayesgmm.tree import save
+
+        prepare(out, ("posterior.nc",), overwrite)
+        post = recovered(store)
+        save(post, out / "posterior.nc")
+        say(estimates(post))
+        sizes = post["posterior"].sizes
+        say(f"{sizes['chain']} chains of {sizes['draw']} draws, {post.attrs['stop_reason']}")
+        say(f"fit: {out / 'posterior.nc'}")
+        finish(post)
 
 
 @app.command()
@@ -291,7 +335,8 @@ def _compare(
     say("compiling and sampling by NUTS ...", sys.stderr)
     from bayesgmm.posterior.bayes import sample_posterior
 
-    post = sample_posterior(spec, given.frame, random_seed=seed, mle=mle, **given.known, **sampling)
+    sampling = {"random_seed": seed, "mle": mle, "progressbar": True, **given.known, **sampling}
+    post = sample_posterior(spec, given.frame, **sampling)
     save(post, out / "posterior.nc")
     from bayesgmm.display import comparison as comparing
     from bayesgmm.display import words

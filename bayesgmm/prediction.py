@@ -30,7 +30,7 @@ from bayesgmm.data.mixing import UNRESOLVED, are_resolved
 from bayesgmm.data.observations import read_like
 from bayesgmm.data.table import tabulate
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, ShapeError
-from bayesgmm.groups import marginal, missing_constant, split
+from bayesgmm.groups import NO_LABELS, Group, marginal, split
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.numeric import kernel
@@ -100,21 +100,7 @@ def simulate(
     if random_seed is not None:
         random_seed = whole_number("random_seed", random_seed, least=0)
     rng = np.random.default_rng(random_seed)
-    draw = rng.integers(len(mixture.weight), size=n)
-    cumulative = np.cumsum(mixture.weights, axis=1)
-    # Below the last sum, so that no rounding chooses a component of weight 0.
-    uniform = rng.random(n) * cumulative[draw, -1]
-    cluster = (uniform[:, None] >= cumulative[draw]).sum(axis=1)
-    x = rng.standard_normal((n, mixture.mean.shape[-1]))
-    is_noise = cluster == mixture.weight.shape[1]
-    cluster[is_noise] = NOISE_LABEL
-    for begin in range(0, n, _BLOCK):
-        part = slice(begin, begin + _BLOCK)
-        of = (draw[part], np.maximum(cluster[part], 0))
-        x[part] = np.linalg.solve(mixture.whitening[of], x[part, :, None])[..., 0]
-        x[part] += mixture.mean[of]
-    if is_noise.any():
-        x[is_noise] = _noise_rows(fit, int(is_noise.sum()), rng)
+    x, cluster = new_rows(fit, mixture, rng.integers(len(mixture.weight), size=n), rng)
     frame = pd.DataFrame(x, columns=list(mixture.names))
     return (frame, pd.Series(cluster, name="cluster")) if labels else frame
 
@@ -154,7 +140,7 @@ def score(
         If an argument is wrong, or parameters are not those of a mixture.
     """
     mixture = mixtures_of(fit, draws)
-    x, index = _read(fit, X, mixture, missing)
+    x, index = read_rows(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
         # Running log-sum-exp over the draws.
@@ -163,7 +149,7 @@ def score(
             np.logaddexp(total, kernel.rows(rows, *parameters, False)[0], out=total)
         return total - np.log(len(mixture.weight))
 
-    return pd.Series(_by_pattern(part, x, mixture), index=index, name="log_density")
+    return pd.Series(by_pattern(part, x, mixture), index=index, name="log_density")
 
 
 def predict_proba(
@@ -200,7 +186,7 @@ def predict_proba(
         If an argument is wrong, or parameters are not those of a mixture.
     """
     mixture = mixtures_of(fit, draws)
-    x, index = _read(fit, X, mixture, missing)
+    x, index = read_rows(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
         total = np.zeros((mixture.weights.shape[1], len(rows)))
@@ -213,7 +199,7 @@ def predict_proba(
     columns: pd.Index[Any] = pd.RangeIndex(k, name="cluster")
     if mixture.noise is not None:
         columns = pd.Index([*range(k), "noise"], name="cluster")
-    return pd.DataFrame(_by_pattern(part, x, mixture), index=index, columns=columns)
+    return pd.DataFrame(by_pattern(part, x, mixture), index=index, columns=columns)
 
 
 def predict(
@@ -245,7 +231,7 @@ def predict(
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixture:
+class Mixtures:
     """Draws of parameters: weight (s, k), mean (s, k, d), covariance and whitening (s, k, d, d)."""
 
     weight: Array
@@ -262,18 +248,17 @@ class _Mixture:
             return self.weight
         return np.column_stack([self.weight, [one.weight for one in self.noise]])
 
-    def draws(self, observed: NDArray[np.bool_]) -> Draws:
-        """Return log-weight, mean and whitening of every draw, for rows with 0 where missing."""
+    def draws(self, group: Group) -> Draws:
+        """Return log-weight, mean and whitening of every draw, for rows that know alike."""
         with np.errstate(divide="ignore"):
-            log_weight = np.log(self.weight)
+            log_weight = np.log(self.weight) + group.log_factor
         mean, whitening = self.mean, self.whitening
-        if not observed.all():
-            log_weight = log_weight + missing_constant(observed)
-            mean, covariance = marginal(mean, self.covariance, observed.astype(np.float64))
+        if not group.observed.all():
+            mean, covariance = marginal(mean, self.covariance, group.observed.astype(np.float64))
             flat = covariance.reshape(-1, *covariance.shape[2:])
             whitening = kernel.factorise(flat, False)[0].reshape(covariance.shape)
         if self.noise is not None:
-            # Rows are complete: `_read` sees to it.
+            # Rows are complete and without labels: `read_rows` sees to it.
             wide = (
                 Parameters(*one).widened
                 for one in zip(self.weight, mean, self.covariance, self.noise, strict=True)
@@ -282,7 +267,7 @@ class _Mixture:
         return list(zip(log_weight, mean, whitening, strict=True))
 
 
-def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mixture:
+def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> Mixtures:
     """Return the checked draws of a fit, some or all; of `Parameters` one."""
     if isinstance(fit, Parameters):
         arrays = [np.asarray(getattr(fit, name), dtype=float)[None] for name in DIMS]
@@ -311,7 +296,31 @@ def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> _Mix
     if noise is not None:
         total = total + [one.weight for one in noise]
     whitening = _whitening(weight, mean, covariance, total)
-    return _Mixture(weight, mean, covariance, whitening, names, noise)
+    return Mixtures(weight, mean, covariance, whitening, names, noise)
+
+
+def new_rows(
+    fit: xr.DataTree | Parameters,
+    mixture: Mixtures,
+    draw: NDArray[np.intp],
+    rng: np.random.Generator,
+) -> tuple[Array, NDArray[np.intp]]:
+    """Draw a row from the mixture of each given draw: rows (n, d), and their components (n,)."""
+    cumulative = np.cumsum(mixture.weights, axis=1)
+    # Below the last sum, so that no rounding chooses a component of weight 0.
+    uniform = rng.random(len(draw)) * cumulative[draw, -1]
+    cluster = (uniform[:, None] >= cumulative[draw]).sum(axis=1)
+    x = rng.standard_normal((len(draw), mixture.mean.shape[-1]))
+    is_noise = cluster == mixture.weight.shape[1]
+    cluster[is_noise] = NOISE_LABEL
+    for begin in range(0, len(x), _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        of = (draw[part], np.maximum(cluster[part], 0))
+        x[part] = np.linalg.solve(mixture.whitening[of], x[part, :, None])[..., 0]
+        x[part] += mixture.mean[of]
+    if is_noise.any():
+        x[is_noise] = _noise_rows(fit, int(is_noise.sum()), rng)
+    return x, cluster
 
 
 def _noise_rows(fit: xr.DataTree | Parameters, n: int, rng: np.random.Generator) -> Array:
@@ -350,9 +359,10 @@ def _whitening(weight: Array, mean: Array, covariance: Array, total: Array) -> A
     return whitening
 
 
-def _read(
-    fit: xr.DataTree | Parameters, X: Any, mixture: _Mixture, missing: Missing
+def read_rows(
+    fit: xr.DataTree | Parameters, X: Any, mixture: Mixtures, missing: Missing
 ) -> tuple[Array, pd.Index[Any]]:
+    """Return the checked rows of a table, (n, d), NaN where missing, and its index."""
     if isinstance(fit, xr.DataTree):
         values, index = read_like(X, mixture.names, missing=missing)
     else:
@@ -368,11 +378,35 @@ def _read(
     return np.ascontiguousarray(values), index
 
 
-def _by_pattern(function: Callable[[Draws, Array], Array], x: Array, mixture: _Mixture) -> Array:
-    """Apply a function to the draws of the observed columns, and the rows that have these."""
+def responsibilities_of(each: Draws, rows: Array) -> Array:
+    """Return the responsibilities of rows (n, d) in some draws, (s, k, n)."""
+    return np.stack([kernel.rows(rows, *parameters, True)[1] for parameters in each])
+
+
+def by_pattern(
+    function: Callable[[Draws, Array], Array],
+    x: Array,
+    mixture: Mixtures,
+    known: Array = NO_LABELS,
+    block: int | None = None,
+) -> Array:
+    """Apply a function to draws and to the rows that know alike, on all cores.
+
+    Parameters
+    ----------
+    function : callable
+        Of the draws of a group (`groups`), and some of its rows; returns an array (rows, ...).
+    x : (n, d) array
+        NaN where missing.
+    mixture : Mixtures
+    known : (n, k) array, optional
+        How probable each component is for each row, apart from x.
+    block : int, optional
+        The most rows that are taken at once.
+    """
     found: Array | None = None
-    for group in split(x):
-        part = _by_blocks(partial(function, mixture.draws(group.observed)), group.x)
+    for group in split(x, probability=known, most_kinds=len(x)):
+        part = _by_blocks(partial(function, mixture.draws(group)), group.x, block or _BLOCK)
         if found is None:
             found = np.empty((len(x), *part.shape[1:]))
         found[group.rows] = part
@@ -380,9 +414,9 @@ def _by_pattern(function: Callable[[Draws, Array], Array], x: Array, mixture: _M
     return found
 
 
-def _by_blocks(function: Callable[[Array], Array], x: Array) -> Array:
-    """Apply a function to blocks of rows, on all cores; rows do not depend on each other."""
-    blocks = [x[begin : begin + _BLOCK] for begin in range(0, len(x), _BLOCK)]
+def _by_blocks(function: Callable[[Array], Array], x: Array, block: int) -> Array:
+    """Apply a function to blocks of rows; rows do not depend on each other."""
+    blocks = [x[begin : begin + block] for begin in range(0, len(x), block)]
     if len(blocks) == 1:
         return function(blocks[0])
     with ThreadPoolExecutor(os.cpu_count()) as pool:

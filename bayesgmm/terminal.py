@@ -147,12 +147,12 @@ def _not_a_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
-def estimates(mle: xr.DataTree) -> str:
-    """Return the estimates, criteria and verdict of a fit as lines of text."""
+def estimates(fit: xr.DataTree) -> str:
+    """Return the summary, criteria and verdict of a fit as lines of text."""
     from bayesgmm.checks import Verdict
     from bayesgmm.rows import summary
 
-    table = summary(mle)
+    table = summary(fit)
     cells = [["parameter", *map(str, table.columns)]]
     for label, row in zip(table.index, table.to_numpy(), strict=True):
         cells.append([str(label), *(f"{value:.5g}" for value in row)])
@@ -161,12 +161,13 @@ def estimates(mle: xr.DataTree) -> str:
     for label, *numbers in cells:
         right = (cell.rjust(w) for cell, w in zip(numbers, width[1:], strict=True))
         lines.append("  ".join([label.ljust(width[0]), *right]))
-    criteria = mle["criteria"].dataset
-    shown = [f"{name} {criteria[name].item():.10g}" for name in ("loglik", "aic", "bic", "icl")]
-    verdict = Verdict.from_json(str(mle.attrs["verdict"]))
-    return "\n".join(
-        [*lines, "", f"{', '.join(shown)} (criteria: smaller is better)", f"{verdict}"]
-    )
+    criteria = fit["criteria"].dataset if "criteria" in fit.children else {}
+    names = [name for name in ("loglik", "aic", "bic", "icl", "elpd_loo") if name in criteria]
+    shown = ", ".join(f"{name} {criteria[name].item():.10g}" for name in names)
+    if "bic" in names:
+        shown += " (criteria: smaller is better)"
+    verdict = Verdict.from_json(str(fit.attrs["verdict"]))
+    return "\n".join([*lines, "", *([shown] if shown else []), f"{verdict}"])
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

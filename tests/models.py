@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +25,12 @@ from pytensor.graph.replace import clone_replace
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.data.observations import Data, read
 from bayesgmm.em.fit import fit_em
+from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior.bayes import sample_posterior
 from bayesgmm.posterior.model import FamilyChart, build
+from bayesgmm.prior import ConjugatePrior, HalfNormal, SeparationPrior
 
 GOLDEN = Path(__file__).parent / "golden"
 PYTHON = Mode(linker="py", optimizer="fast_compile")
@@ -127,3 +132,32 @@ def posterior() -> xr.DataTree:
     return sample_posterior(
         GaussianMixture(2), table("faithful"), mle=maximum(), random_seed=1, progressbar=False
     )
+
+
+@cache
+def reference(case: str) -> dict[str, Any]:
+    """Return a golden posterior: of "stan", or of "exact"."""
+    folder = "exact" if case.startswith("darwin") else "stan"
+    return json.loads((GOLDEN / folder / f"{case}.json").read_text())
+
+
+def prior_of(case: str) -> SeparationPrior | ConjugatePrior:
+    """Return the prior that a golden posterior has."""
+    found = reference(case)
+    if "constants" not in found:  # mu | sigma2 ~ N(m0, sigma2 / k0), sigma2 ~ InvGamma(a0, b0)
+        p = found["prior"]
+        return ConjugatePrior(p["k0"], 2.0 * p["a0"], p["m0"], 2.0 * p["b0"], p["alpha"])
+    p = found["constants"]
+    return SeparationPrior(
+        p["m0"], p["s0"], HalfNormal(p["tau"]), p.get("eta", 1.0), p["alpha"], units="data"
+    )
+
+
+@cache
+def reference_draws(case: str, draws: int = 1000) -> xr.DataTree:
+    """Return our draws of a golden posterior; what the warnings say is left to the verdict."""
+    name, *letters, k = case.split("_")
+    spec = GaussianMixture(int(k[1:]), "".join(letters).upper() or "V", prior_of(case))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorWarning)
+        return sample_posterior(spec, table(name), draws=draws, random_seed=7, progressbar=False)

@@ -145,7 +145,20 @@ def test_compare_writes_everything_and_ends_with_the_report(engines, data, tmp_p
         "tune": 1000,
         "chains": 4,
         "cores": None,
+        "progressbar": True,
     }
+
+
+def test_how_long_and_where_draws_are_kept_is_passed_on(engines, data, tmp_path):
+    given = ("compare", data, "-k", 2, "-o", tmp_path / "out")
+    assert run(*given, "--max-time", "2.5", "--store", tmp_path / "s").exit_code == 0
+    sampling = engines.calls[-1][3]
+    assert (sampling["max_time"], sampling["store"]) == (2.5, tmp_path / "s")
+    assert sampling["overwrite"] is False
+    engines.post = fake_fit(stop_reason="time limit")
+    result = run(*given, "--max-time", 1, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "store" not in engines.calls[-1][3]
 
 
 def test_demo_needs_no_data_and_may_be_run_again(engines, tmp_path):
@@ -510,6 +523,23 @@ def test_fit_for_real(tmp_path, monkeypatch):
     assert result.stdout.splitlines()[-1] == f"fit: {tmp_path / 'out' / 'mle.nc'}"
     with xr.open_datatree(tmp_path / "out" / "mle.nc") as tree:
         assert json.loads(tree.attrs["verdict"])["status"] == "ok"
+
+
+def test_recover_for_real(tmp_path):
+    from bayesgmm import GaussianMixture, load, sample_posterior
+    from bayesgmm.errors import PosteriorWarning
+
+    settings = {"draws": 30, "tune": 30, "chains": 2, "random_seed": 1}
+    x = np.random.default_rng(1).normal(size=(40, 1))
+    with pytest.warns(PosteriorWarning):
+        post = sample_posterior(GaussianMixture(1, "E"), x, store=tmp_path / "s", **settings)
+    result = run("recover", tmp_path / "s", "-o", tmp_path / "out")
+    assert result.exit_code == 1, result.output  # far too few draws
+    assert "2 chains of 30 draws, completed" in result.stdout
+    again = load(tmp_path / "out" / "posterior.nc")
+    xr.testing.assert_identical(again["posterior"].to_dataset(), post["posterior"].to_dataset())
+    result = run("recover", tmp_path, "-o", tmp_path / "out2")
+    assert (result.exit_code, result.stderr.split(":")[1]) == (2, " --store")
 
 
 def test_select_for_real(tmp_path):

@@ -96,18 +96,9 @@ def test_the_version_is_that_of_the_installed_package():
 ORDER = (
     *("errors", "checks", "arguments", "files", "progress"),
     *("numeric", "covariance", "prior", "mixture", "moments", "groups", "noise", "labels"),
-    *(
-        "labelfree",
-        "data",
-        "resolved",
-        "tree",
-        "rows",
-        "prediction",
-        "conditioning",
-        "information",
-        "em",
-    ),
-    *("posterior", "inference", "labelling", "display", "datasets", "sklearn", "terminal", "cli"),
+    *("labelfree", "data", "resolved", "tree", "rows", "prediction", "conditioning"),
+    *("allocation", "predictive", "information", "em", "posterior", "inference", "labelling"),
+    *("display", "datasets", "sklearn", "terminal", "cli"),
 )
 
 

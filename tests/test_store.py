@@ -230,7 +230,7 @@ class TestRefusals:
         harm(path)
         with pytest.raises(ArgumentError, match=message) as caught:
             bg.recover(path)
-        assert caught.value.argument == "path"
+        assert caught.value.argument == "store"
 
     def test_a_store_is_replaced_only_if_asked(self, store: Path, tmp_path: Path) -> None:
         path = copied(store, tmp_path)

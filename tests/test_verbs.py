@@ -71,6 +71,10 @@ THINGS: dict[str, Callable[[], Any]] = {
     "matrix": lambda: bg.vcov(em()),
     "derived": lambda: bg.derived(em()),
     "densities": lambda: bg.score(em(), X),
+    "responsibilities": lambda: bg.responsibilities(boot()),
+    "pairs": lambda: bg.coclustering(boot()),
+    "partition": lambda: bg.partition(boot(), random_seed=1),
+    "bands": lambda: bg.predictive_density(boot(), columns=FIRST),
     "rows": lambda: bg.simulate(em(), 5, random_seed=1),
     "specification": lambda: SPEC,
     "an empty tree": xr.DataTree,
@@ -84,6 +88,8 @@ DRAWS = {"bootstrap", "laplace"}
 PARTS = {"marginal", "conditional", "marginal of draws", "conditional of draws"}
 DRAWN_PARTS = {"marginal of draws", "conditional of draws"}
 FITS = POINTS | DRAWS | PARTS
+OWN_ROWS = DRAWS | {"marginal of draws"}
+DRAWN = OWN_ROWS | {"conditional of draws"}
 
 
 @cache
@@ -123,6 +129,16 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     ),
     "conditional": (lambda t, _: given(t), FITS | {"parameters"}),
     "regress": (lambda t, _: other_columns(t), FITS | {"parameters"}),
+    "responsibilities": (lambda t, _: bg.responsibilities(t), OWN_ROWS),
+    "responsibilities, of rows": (lambda t, _: bg.responsibilities(t, rows(t)), DRAWN),
+    "coclustering": (lambda t, _: bg.coclustering(t), OWN_ROWS),
+    "coclustering, of rows": (lambda t, _: bg.coclustering(t, rows(t)), DRAWN),
+    "partition": (lambda t, _: bg.partition(t, n_starts=1, random_seed=1), OWN_ROWS),
+    "partition, of rows": (lambda t, _: bg.partition(t, rows(t), n_starts=1), DRAWN),
+    "predictive_density": (lambda t, _: bg.predictive_density(t, columns=FIRST), DRAWN),
+    "posterior_predictive": (lambda t, _: bg.posterior_predictive(t), OWN_ROWS),
+    "plot_coclustering": (lambda t, _: bg.plot_coclustering(t, random_seed=1), OWN_ROWS),
+    "plot_responsibilities": (lambda t, _: bg.plot_responsibilities(t), OWN_ROWS),
     "save": (written, FITS),
     "vcov": (lambda t, _: bg.vcov(t), SOFT),
     "derived": (lambda t, _: bg.derived(t), SOFT),

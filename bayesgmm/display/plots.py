@@ -22,6 +22,8 @@ from scipy.stats import chi2
 
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
+from bayesgmm.prediction import Mixtures
+from bayesgmm.predictive.density import bands
 from bayesgmm.rows import check_prob, draws_of, has_draws, printable
 from bayesgmm.tree import names_of, whole
 
@@ -181,13 +183,12 @@ def _some_draws(fit: xr.DataTree, wanted: int) -> dict[str, Array]:
     return {name: a[which] for name, a in flat.items()}
 
 
-def _densities(x: Array, draws: dict[str, Array], f: int) -> Array:
-    """Return the density of feature f at the points x, (draw, x)."""
-    sd = np.sqrt(draws["covariance"][..., f, f])
-    z = (x - draws["mean"][..., f, None]) / sd[..., None]
-    height = draws["weight"] / (sd * np.sqrt(2.0 * np.pi))
-    density: Array = np.einsum("sk,skx->sx", height, np.exp(-0.5 * z**2))
-    return density
+def _column(draws: dict[str, Array], f: int) -> Mixtures:
+    """Return the mixtures that feature f follows by itself, of components without noise."""
+    variance = draws["covariance"][..., f, f, None, None]
+    return Mixtures(
+        draws["weight"], draws["mean"][..., f, None], variance, 1.0 / np.sqrt(variance), ("",)
+    )
 
 
 def _observed(fit: xr.DataTree) -> tuple[Array, Array]:
@@ -205,15 +206,19 @@ def _curves(ax: Axes, mle: xr.DataTree, post: xr.DataTree, f: int, ci_prob: floa
     ax.plot(x[_few(len(x), _MOST_POINTS)], np.zeros(min(len(x), _MOST_POINTS)), "|", color=DATA)
     margin = 0.05 * (x.max() - x.min())
     at = np.linspace(x.min() - margin, x.max() + margin, 400)
-    curves = _densities(at, _some_draws(post, _CURVES), f)
-    tail = 0.5 * (1.0 - ci_prob)
-    lower, upper = np.quantile(curves, [tail, 1.0 - tail], axis=0)
+    found = bands(_column(_some_draws(post, _CURVES), f), at[:, None], ci_prob)
     level = f"{100 * ci_prob:g} %"
     ax.fill_between(
-        at, lower, upper, color=POSTERIOR, alpha=0.3, lw=0, label=f"posterior density, {level} ETI"
+        at,
+        found["eti_lower"],
+        found["eti_upper"],
+        color=POSTERIOR,
+        alpha=0.3,
+        lw=0,
+        label=f"posterior density, {level} ETI",
     )
-    ax.plot(at, curves.mean(axis=0), color=POSTERIOR, lw=1.6, label="posterior mean of the density")
-    estimate = _densities(at, _some_draws(mle, 1), f)[0]
+    ax.plot(at, found["mean"], color=POSTERIOR, lw=1.6, label="posterior mean of the density")
+    estimate = bands(_column(_some_draws(mle, 1), f), at[:, None], ci_prob)["mean"]
     ax.plot(at, estimate, color=ESTIMATE, lw=1.6, ls="--", label="density of the point estimate")
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel(short(name), parse_math=False)

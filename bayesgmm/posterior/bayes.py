@@ -152,7 +152,7 @@ def sample_posterior(
     return _judged(spec, task, sampled, log_likelihood)
 
 
-def recover(path: str | os.PathLike[str]) -> xr.DataTree:
+def recover(store: str | os.PathLike[str]) -> xr.DataTree:
     """Return the fit of the draws in a store that `sample_posterior` has begun.
 
     Whatever became of the sampler: it may have been killed, or still run in another process. Then
@@ -161,8 +161,8 @@ def recover(path: str | os.PathLike[str]) -> xr.DataTree:
 
     Parameters
     ----------
-    path : path
-        ``store`` of `sample_posterior`.
+    store : path
+        As given to `sample_posterior`.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def recover(path: str | os.PathLike[str]) -> xr.DataTree:
     PosteriorWarning
         As `sample_posterior`.
     """
-    stored = read(path)
+    stored = read(store)
     return _judged(stored.spec, stored.task, stored.sampled, stored.log_likelihood)
 
 

@@ -147,7 +147,7 @@ def read(path: Any) -> Stored:
     store = Path(path)
     if not (store / _TASK).is_file():
         raise ArgumentError(
-            "path", f"{store} is no store of sample_posterior: it has no file {_TASK}"
+            "store", f"{store} is no store of sample_posterior: it has no file {_TASK}"
         )
     try:
         with xr.open_datatree(store / _TASK, engine="netcdf4") as opened:
@@ -155,7 +155,7 @@ def read(path: Any) -> Stored:
         layout = record.attrs.get("layout")
         if layout != LAYOUT:
             raise ArgumentError(
-                "path",
+                "store",
                 f"{store} has the layout {layout} of bayesgmm "
                 f"{record.attrs.get('bayesgmm_version', '(unknown)')}; this version reads {LAYOUT}",
             )
@@ -175,7 +175,7 @@ def read(path: Any) -> Stored:
 
 
 def _damaged(path: Path, error: Exception) -> ArgumentError:
-    return ArgumentError("path", f"{path} is damaged ({type(error).__name__}: {error})")
+    return ArgumentError("store", f"{path} is damaged ({type(error).__name__}: {error})")
 
 
 def _task(record: xr.DataTree) -> tuple[GaussianMixture, Task, dict[str, Any]]:
@@ -219,11 +219,11 @@ def draws_of(store: Path, settings: dict[str, Any], stop_reason: str | None) -> 
             stats = stats.isel(part).load()
             point = opened["posterior"][POINT].isel(part).load()
     except (KeyError, FileNotFoundError) as error:
-        raise ArgumentError("path", f"{store} holds no draws yet") from error
+        raise ArgumentError("store", f"{store} holds no draws yet") from error
     except (ValueError, RuntimeError, OSError) as error:
         raise _damaged(place, error) from error
     if shape != (settings["chains"], settings["draws"]):
-        raise ArgumentError("path", f"{place} is not of the run that {_TASK} describes")
+        raise ArgumentError("store", f"{place} is not of the run that {_TASK} describes")
     is_there = np.isfinite(point.to_numpy()).all(axis=2)
     for name in _WRITTEN:
         is_there &= np.nan_to_num(stats[name].to_numpy()) != 0
@@ -242,12 +242,12 @@ def _check_density(store: Path, task: Task, sampled: xr.DataTree) -> None:
     lp = sampled["sample_stats"]["logp"].to_numpy()
     places = np.argwhere(np.isfinite(lp))
     if not len(places):
-        raise ArgumentError("path", f"{store} holds no draws yet")
+        raise ArgumentError("store", f"{store} holds no draws yet")
     some = places[np.unique(np.linspace(0, len(places) - 1, _CHECKED).astype(int))]
     points = sampled["posterior"][POINT].to_numpy()[tuple(some.T)]
     if not np.allclose(task.target.values(points), lp[tuple(some.T)], rtol=1e-9, atol=1e-9):
         raise ArgumentError(
-            "path", f"{store} is damaged: draws are not of the density that was written with them"
+            "store", f"{store} is damaged: draws are not of the density that was written with them"
         )
 
 
