@@ -20,9 +20,9 @@ from scipy.special import rel_entr
 
 import bayesgmm as bg
 from bayesgmm import labelfree, tree
+from bayesgmm.allocation import drawn
 from bayesgmm.checks import Check, Verdict
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, FitWarning, PosteriorWarning
-from bayesgmm.groups import split
 from bayesgmm.labelling import methods, relabel, shares
 from bayesgmm.labelling.shares import Shares
 from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_labels, ambiguous_share
@@ -166,11 +166,18 @@ class TestPlanted:
         fit = hopeless(3)
         one = align(fit, "ecr-iterative-2")
         monkeypatch.setattr(shares, "_KEPT", 0)
-        monkeypatch.setattr(shares, "_BLOCK", 7 * 300)
-        monkeypatch.setattr(shares.os, "cpu_count", lambda: 1)
+        for module in (drawn, shares):
+            monkeypatch.setattr(module, "NUMBERS", 7 * 300)
         two = align(fit, "ecr-iterative-2")
         assert_array_equal(two["labels"]["permutation"], one["labels"]["permutation"])
         assert_allclose(two["labels"]["margin"], one["labels"]["margin"], rtol=1e-9)
+
+
+def shared_by(draws: Parameters, x: np.ndarray, seed: int | None = None) -> np.ndarray:
+    """Shares (s, n, k) of draws whose arrays have a leading dimension."""
+    values = {name: getattr(draws, name)[None] for name in tree.DIMS}
+    drawn = relabel._Task(labelled(values, x), "ecr").drawn
+    return np.concatenate([share for _, share in Shares(drawn, drawn.k, seed).blocks()])
 
 
 class TestHopeless:
@@ -194,11 +201,10 @@ class TestHopeless:
         weight = np.full(200, 1 / 200)
         sure = methods._cheapest(methods.mismatch(hard[None], hard, weight), None)
         assert sure.alignment.margin[0] == 1.0
-        same = Parameters(np.array([0.6, 0.4]), np.zeros((2, 1)), np.ones((2, 1, 1)))
-        rows = split(np.zeros((200, 1)))
-        drawn = Shares([same, same], rows, 200, seed=3)
-        assert_allclose(Shares([same], rows, 200).of(0), p)
-        found = methods._cheapest(methods.mismatch(drawn.of(0)[None], drawn.of(1), weight), None)
+        same = Parameters(np.array([[0.6, 0.4]] * 2), np.zeros((2, 2, 1)), np.ones((2, 2, 1, 1)))
+        assert_allclose(shared_by(same, np.zeros((200, 1)))[0], p)
+        one, two = shared_by(same, np.zeros((200, 1)), seed=3)
+        found = methods._cheapest(methods.mismatch(one[None], two, weight), None)
         assert found.alignment.margin[0] < 0.3
 
 
@@ -285,7 +291,7 @@ class TestTurns:
     def overlapping(self) -> Shares:
         fit = hopeless(3)
         task = relabel._Task(fit, "stephens")
-        return task.shares(task.mixtures, None)
+        return task.shares()
 
     def test_stephens_loss_falls_at_every_turn_and_is_what_it_says(self) -> None:
         given = self.overlapping()
@@ -311,7 +317,7 @@ class TestTurns:
     def test_iterative_ecr_by_enumeration(self) -> None:
         """Three draws of four rows: the pivot is the most frequent allocation, to the end."""
         z = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 0]])
-        given = _Given(np.eye(2)[z])
+        given: Any = _Given(np.eye(2)[z])
         found = methods.by_turns(given, np.full(4, 0.25), methods.mismatch, is_hard=True)
         assert_array_equal(found.alignment.permutation, [[0, 1], [1, 0], [0, 1]])
         # Of all labellings of the second and third draw, with the mode of each as pivot.
@@ -325,27 +331,25 @@ class TestTurns:
         assert found.loss[-1] == pytest.approx(min(losses)) == pytest.approx(0.25 / 3)
 
 
-class _Given(Shares):
-    """Shares that are given."""
+class _Given:
+    """Shares that are given, in two blocks."""
 
     def __init__(self, share: np.ndarray) -> None:
-        s, n, k = share.shape
-        one = Parameters(np.full(k, 1 / k), np.zeros((k, 1)), np.ones((k, 1, 1)))
-        super().__init__([one] * s, (), n)
-        vars(self)["share"] = share
+        self.share = share
+        self.s, self.n, self.k = share.shape
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        yield slice(0, 1), vars(self)["share"][:1]
-        yield slice(1, None), vars(self)["share"][1:]
+        yield slice(0, 1), self.share[:1]
+        yield slice(1, None), self.share[1:]
 
 
 class TestShares:
     def test_frequencies_are_the_responsibilities(self) -> None:
         draw = Parameters(np.array([0.3, 0.7]), np.array([[0.0], [1.0]]), np.ones((2, 1, 1)))
-        rows = split(np.array([[0.2], [3.0]]))
-        drawn = Shares([draw] * 4000, rows, 2, seed=1)
-        mean = np.concatenate([part for _, part in drawn.blocks()]).mean(axis=0)
-        expected = bg.predict_proba(draw, np.array([[0.2], [3.0]])).to_numpy()
+        many = Parameters(*(np.stack([getattr(draw, name)] * 4000) for name in tree.DIMS))
+        x = np.array([[0.2], [3.0]])
+        expected = bg.predict_proba(draw, x).to_numpy()
+        mean = shared_by(many, x, seed=1).mean(axis=0)
         assert_allclose(mean, expected, atol=4 * 0.5 / np.sqrt(4000))
 
     def test_too_many_are_refused_with_the_number(self, monkeypatch: Any) -> None:

@@ -103,7 +103,7 @@ def to_shares(
 ) -> Labelled:
     """Label draws by the rows that their components have in common with a pivot's, (n, k)."""
     k = pivot.shape[1]
-    found = np.empty((len(shares.draws), k, k))
+    found = np.empty((shares.s, k, k))
     for part, share in shares.blocks():
         found[part] = cost(share, pivot, weight)
     return _cheapest(found, kinds)
@@ -141,7 +141,7 @@ def by_turns(
         Turns end where they change nothing or gain nothing; what gains nothing is not taken.
     """
     best: Labelled | None = None
-    labelling = np.tile(np.arange(shares.draws[0].k), (len(shares.draws), 1))
+    labelling = np.tile(np.arange(shares.k), (shares.s, 1))
     for _ in range(MOST_TURNS):
         pivot = _average(averaged or shares, labelling)
         if is_hard:
@@ -196,7 +196,7 @@ def _average(shares: Shares, labelling: Labels) -> Array:
     total = np.zeros((shares.n, labelling.shape[1]))
     for part, share in shares.blocks():
         total += np.take_along_axis(share, labelling[part][:, None], axis=2).sum(axis=0)
-    return total / len(shares.draws)
+    return total / shares.s
 
 
 def _cheapest(cost: Array, kinds: Labels | None) -> Labelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -11,19 +11,21 @@ import numpy as np
 import xarray as xr
 
 from bayesgmm import labels, tree
+from bayesgmm.allocation.drawn import Drawn, ask
 from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.em.search import kinds
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
-from bayesgmm.groups import NO_LABELS, split
+from bayesgmm.groups import NO_LABELS
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelling import methods
 from bayesgmm.labelling.methods import Labelled
 from bayesgmm.labelling.shares import Shares
 from bayesgmm.labels import Labels
-from bayesgmm.moments import UNWEIGHTED, Array, Noise, Parameters
+from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
+from bayesgmm.prediction import mixtures_of
 from bayesgmm.rows import Row, draws_of, has_draws, parameters_by_component, take
 
 Method = Literal[
@@ -169,28 +171,20 @@ class _Task:
         return weight, mean, covariance
 
     @cached_property
-    def mixtures(self) -> list[Parameters]:
-        """The usable draws."""
-        region = tree.region_of(self.fit)
-        noise: list[Noise | None] = [None] * len(self.arrays[0])
-        if region is not None:
-            shares = self.draws[NOISE][self.usable].tolist()
-            noise = [Noise(share, -region.log_volume) for share in shares]
-        parts = zip(*self.arrays, noise, strict=True)
-        return [Parameters(w, m, c, n) for w, m, c, n in parts]
-
-    @cached_property
-    def probability(self) -> Array:
-        """What is known of the rows' components, (n, k) or (0, 0)."""
-        known = self.fit["constant_data"].to_dataset()
-        if "label_probability" not in known:
-            return NO_LABELS
-        return known["label_probability"].transpose("obs", "cluster").to_numpy()
+    def drawn(self) -> Drawn:
+        """The usable draws beside the rows, with what is known of these."""
+        usable = {n: a[self.usable][None] for n, a in self.draws.items()}
+        posterior = tree.dataset(usable, tree.names_of(self.fit), ("chain", "draw"))
+        part = self.fit.copy()
+        part["posterior"] = xr.DataTree(posterior)
+        return ask(part, None, None, "marginalise")
 
     @cached_property
     def kinds(self) -> Labels | None:
         """Components that may have each other's labels have the same number."""
-        return kinds(self.probability, _fixed_in(self.fit))
+        known = self.fit["constant_data"].to_dataset().get("label_probability")
+        probability = NO_LABELS if known is None else known.transpose("obs", "cluster").to_numpy()
+        return kinds(probability, _fixed_in(self.fit))
 
     @cached_property
     def weight(self) -> Array:
@@ -198,10 +192,9 @@ class _Task:
         given = self.fit["constant_data"]["sample_weight"].to_numpy().astype(np.float64)
         return given / given.sum()
 
-    def shares(self, draws: list[Parameters], seed: int | None) -> Shares:
-        """Return how draws share out the rows."""
-        x = self.fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
-        return Shares(draws, split(x, UNWEIGHTED, self.probability), len(x), seed)
+    def shares(self, seed: int | None = None) -> Shares:
+        """Return how the usable draws share out the rows."""
+        return Shares(self.drawn, self.k, seed)
 
 
 def _fixed_in(fit: xr.DataTree) -> Fixed | None:
@@ -218,21 +211,20 @@ def _labelled(task: _Task, pivot: Parameters, parameter: list[Row], seed: int) -
         return Labelled(found, ())
     if task.method == "pra":
         unit = methods.spread(pivot)
-        one = pivot.weight[None], pivot.mean[None], pivot.covariance[None]
-        draws = methods.vectors(*task.arrays, unit)
-        return methods.to_parameters(draws, methods.vectors(*one, unit)[0], apart)
+        its = methods.vectors(pivot.weight[None], pivot.mean[None], pivot.covariance[None], unit)
+        return methods.to_parameters(methods.vectors(*task.arrays, unit), its[0], apart)
     if task.method == "ordering":
         values = take({n: task.draws[n][task.usable] for n in tree.DIMS}, parameter)
         return methods.in_order(values, apart)
     weight = task.weight
     if task.method == "stephens":
-        shares = task.shares(task.mixtures, None)
-        return methods.by_turns(shares, weight, methods.divergence, kinds=apart)
-    allocated = task.shares(task.mixtures, seed)
+        return methods.by_turns(task.shares(), weight, methods.divergence, kinds=apart)
+    allocated = task.shares(seed)
     if task.method == "ecr":
-        own = task.shares([pivot], seed + 1).of(0)
-        return methods.to_shares(allocated, own, weight, kinds=apart)
-    averaged = task.shares(task.mixtures, None) if task.method == "ecr-iterative-2" else None
+        one = Shares(replace(task.drawn, mixture=mixtures_of(pivot)), task.k, seed + 1)
+        [(_, own)] = one.blocks()
+        return methods.to_shares(allocated, own[0], weight, kinds=apart)
+    averaged = task.shares() if task.method == "ecr-iterative-2" else None
     return methods.by_turns(
         *(allocated, weight, methods.mismatch),
         averaged=averaged,
@@ -248,7 +240,11 @@ def _pivot(task: _Task, given: Any) -> Parameters:
         name = "lp" if "lp" in stats else "loglik"
         height = stats[name].transpose("chain", "draw").to_numpy().ravel()[task.usable]
         best = int(np.nanargmax(height)) if np.isfinite(height).any() else 0
-        return task.mixtures[best]
+        weight, mean, covariance = (array[best] for array in task.arrays)
+        region, noise = tree.region_of(task.fit), None
+        if region is not None:
+            noise = Noise(float(task.draws[NOISE][task.usable][best]), -region.log_volume)
+        return Parameters(weight, mean, covariance, noise)
     if isinstance(given, xr.DataTree):
         tree.whole("pivot", given)
         if has_draws(given):
