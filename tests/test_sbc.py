@@ -20,18 +20,23 @@ from models import table
 
 from bayesgmm.data.observations import read
 from bayesgmm.resolved import describe, resolve
-from validation import sbc
+from validation import ranks, sbc
 
 ALARM = 1e-4
-SMALL = {"draws": 200, "tune": 200, "chains": 2, "n_starts": 1}  # at most a warning: that chains are few
-CASE = replace(sbc.cases()["VVV"], n=15)  # so few rows that the prior, and its Jacobian, count
+SMALL = {
+    "draws": 200,
+    "tune": 200,
+    "chains": 2,
+    "n_starts": 1,
+}  # at most a warning: that chains are few
+CASE = replace(ranks.cases()["VVV"], n=15)  # so few rows that the prior, and its Jacobian, count
 
 
 @cache
 def p_values(n: int, bug: str | None = None) -> pd.Series:
     seeds = np.random.SeedSequence(2).spawn(n)
-    plant = sbc.BUGS[bug] if bug else None
-    found = [sbc.one(CASE, s, plant, **SMALL) | {"simulation": i} for i, s in enumerate(seeds)]
+    plant = ranks.BUGS[bug] if bug else None
+    found = [ranks.one(CASE, s, plant, **SMALL) | {"simulation": i} for i, s in enumerate(seeds)]
     places = sbc.places(found)
     assert len(places) > 0.9 * n
     return sbc.p_values(places)
@@ -66,9 +71,9 @@ def test_without_the_likelihood_only_what_looks_at_the_data_sees_it() -> None:
     assert p[[*free, "log-prior"]].min() > 1e-3
 
 
-@pytest.mark.parametrize("name", sbc.cases())
+@pytest.mark.parametrize("name", ranks.cases())
 def test_priors_depend_on_no_data(name: str) -> None:
-    case, rng = sbc.cases()[name], np.random.default_rng(1)
+    case, rng = ranks.cases()[name], np.random.default_rng(1)
     names = [f"x{j}" for j in range(case.d)]
     stated = [
         describe(resolve(case.spec, read(x, family=case.spec.covariance)), names)
@@ -79,8 +84,8 @@ def test_priors_depend_on_no_data(name: str) -> None:
 
 def test_truths_are_draws_from_the_prior() -> None:
     """By their moments: of the normal inverse Wishart, and of the Dirichlet distribution."""
-    case, rng = sbc.cases()["VVV"], np.random.default_rng(2)
-    truths = [sbc.from_prior(case, rng) for _ in range(2000)]
+    case, rng = ranks.cases()["VVV"], np.random.default_rng(2)
+    truths = [ranks.from_prior(case, rng) for _ in range(2000)]
     covariance = np.concatenate([t.covariance for t in truths])
     mean = np.concatenate([t.mean for t in truths])
     weight = np.array([t.weight[0] for t in truths])
@@ -93,47 +98,45 @@ def test_truths_are_draws_from_the_prior() -> None:
     assert weight.var() == pytest.approx(1 / 28, abs=0.004)  # Beta(3, 3)
 
 
-def test_truths_of_posterior_calibration_are_draws_given_what_was_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case = sbc.cases()["VVV posterior"]
+def test_truths_of_posterior_calibration_are_draws_given_what_was_seen() -> None:
+    case = ranks.cases()["VVV posterior"]
     seen = table("faithful").to_numpy()[::8]
-    truth, x = sbc.draw(case, np.random.default_rng(3))
+    _, x = ranks.draw(case, np.random.default_rng(3))
     np.testing.assert_array_equal(x[:34], seen)
     assert x.shape == (34 + case.n, 2)
-    drawn = sbc.seen_posterior(case)
+    drawn = ranks.seen_posterior(case)
     assert drawn[1].shape == (10_000, 2, 2)
     centre = np.einsum("sk,skf->sf", drawn[0], drawn[1])
     error = seen.std(axis=0, ddof=1) / np.sqrt(len(seen))
     assert (np.abs(centre.mean(axis=0) - seen.mean(axis=0)) < 0.3 * error).all()
     np.testing.assert_allclose(centre.std(axis=0), error, rtol=0.15)
-    found = sbc.one(case, np.random.SeedSequence(1), **SMALL)
+    found = ranks.one(case, np.random.SeedSequence(1), **SMALL)
     assert len(found["place"]) == 12
     assert case.group == "posterior_sbc"
 
 
 def test_a_place_is_the_rank_spread_over_its_step_and_ties() -> None:
     rng, values = np.random.default_rng(4), np.array([3.0, 1.0, 2.0])
-    found = [[sbc.place(values, truth, rng) for _ in range(200)] for truth in (0.5, 2.5, 3.5)]
+    found = [[ranks.place(values, truth, rng) for _ in range(200)] for truth in (0.5, 2.5, 3.5)]
     for step, places in zip((0, 2, 3), found, strict=True):
         assert min(places) > step / 4
         assert max(places) < (step + 1) / 4
         assert np.ptp(places) > 0.2
-    tied = [sbc.place(np.ones(9), 1.0, rng) for _ in range(200)]
+    tied = [ranks.place(np.ones(9), 1.0, rng) for _ in range(200)]
     assert min(tied) < 0.05
     assert max(tied) > 0.95
 
 
 def test_the_same_function_measures_truth_and_draws_whatever_their_labels() -> None:
-    case, rng = sbc.cases()["EEE"], np.random.default_rng(5)
-    theta, pivot = (sbc.from_prior(case, rng) for _ in range(2))
+    case, rng = ranks.cases()["EEE"], np.random.default_rng(5)
+    theta, pivot = (ranks.from_prior(case, rng) for _ in range(2))
     x = rng.normal(size=(9, 2))
     orders = [[0, 1, 2], [2, 0, 1]]
     both = tuple(
         np.stack([getattr(theta, n)[order] for order in orders])
         for n in ("weight", "mean", "covariance")
     )
-    for values in sbc.quantities(case, x, both, pivot).values():
+    for values in ranks.quantities(case, x, both, pivot).values():
         assert values[0] == pytest.approx(values[1], rel=1e-10)
 
 
@@ -158,10 +161,10 @@ def test_an_interrupted_study_goes_on_from_what_it_kept(
 
 def invented(n: int, place: Callable[[np.random.Generator], float], status: str) -> list[dict]:
     rng = np.random.default_rng(6)
-    case, x = sbc.cases()["V"], rng.normal(size=(5, 1))
-    theta = sbc.from_prior(case, rng)
+    case, x = ranks.cases()["V"], rng.normal(size=(5, 1))
+    theta = ranks.from_prior(case, rng)
     one = tuple(getattr(theta, n)[None] for n in ("weight", "mean", "covariance"))
-    names = sbc.quantities(case, x, one, theta)
+    names = ranks.quantities(case, x, one, theta)
     return [
         {"simulation": i, "status": status, "seconds": 0.1, "place": {q: place(rng) for q in names}}
         for i in range(n)
