@@ -7,6 +7,7 @@ down, Bonferroni's bound of their least is on the safe side). Seeds are fixed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 from models import table
 
 from bayesgmm.data.observations import read
+from bayesgmm.errors import BayesgmmWarning
 from bayesgmm.resolved import describe, resolve
 from validation import ranks, sbc
 
@@ -101,9 +103,9 @@ def test_truths_are_draws_from_the_prior() -> None:
 def test_truths_of_posterior_calibration_are_draws_given_what_was_seen() -> None:
     case = ranks.cases()["VVV posterior"]
     seen = table("faithful").to_numpy()[::8]
-    _, x = ranks.draw(case, np.random.default_rng(3))
-    np.testing.assert_array_equal(x[:34], seen)
-    assert x.shape == (34 + case.n, 2)
+    _, sample = ranks.draw(case, np.random.default_rng(3))
+    np.testing.assert_array_equal(sample.x[:34], seen)
+    assert sample.x.shape == (34 + case.n, 2)
     drawn = ranks.seen_posterior(case)
     assert drawn[1].shape == (10_000, 2, 2)
     centre = np.einsum("sk,skf->sf", drawn[0], drawn[1])
@@ -130,14 +132,28 @@ def test_a_place_is_the_rank_spread_over_its_step_and_ties() -> None:
 def test_the_same_function_measures_truth_and_draws_whatever_their_labels() -> None:
     case, rng = ranks.cases()["EEE"], np.random.default_rng(5)
     theta, pivot = (ranks.from_prior(case, rng) for _ in range(2))
-    x = rng.normal(size=(9, 2))
+    sample = ranks.Sample(rng.normal(size=(9, 2)), np.full(9, -1))
     orders = [[0, 1, 2], [2, 0, 1]]
     both = tuple(
         np.stack([getattr(theta, n)[order] for order in orders])
         for n in ("weight", "mean", "covariance")
     )
-    for values in ranks.quantities(case, x, both, pivot).values():
+    for values in ranks.quantities(case, sample, both, pivot).values():
         assert values[0] == pytest.approx(values[1], rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["VVV missing", "V labels", "EEE"])
+def test_the_log_likelihood_is_that_of_the_fit(name: str) -> None:
+    """The definition in NumPy, by which truth and draws are measured, against the package's."""
+    case = ranks.cases()[name]
+    _, sample = ranks.draw(case, np.random.default_rng(8))
+    assert np.isnan(sample.x).any() == (case.hidden > 0)
+    assert (sample.label >= 0).any() == (case.known > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BayesgmmWarning)
+        post, _ = ranks.fitted(case, sample, 1, draws=20, tune=50, chains=2, n_starts=1)
+    kept = post["sample_stats"]["loglik"].to_numpy().ravel()
+    np.testing.assert_allclose(ranks.log_likelihood(sample, ranks.arrays(post)), kept, rtol=1e-10)
 
 
 def test_an_interrupted_study_goes_on_from_what_it_kept(
@@ -161,10 +177,11 @@ def test_an_interrupted_study_goes_on_from_what_it_kept(
 
 def invented(n: int, place: Callable[[np.random.Generator], float], status: str) -> list[dict]:
     rng = np.random.default_rng(6)
-    case, x = ranks.cases()["V"], rng.normal(size=(5, 1))
+    case = ranks.cases()["V"]
+    sample = ranks.Sample(rng.normal(size=(5, 1)), np.full(5, -1))
     theta = ranks.from_prior(case, rng)
     one = tuple(getattr(theta, n)[None] for n in ("weight", "mean", "covariance"))
-    names = ranks.quantities(case, x, one, theta)
+    names = ranks.quantities(case, sample, one, theta)
     return [
         {"simulation": i, "status": status, "seconds": 0.1, "place": {q: place(rng) for q in names}}
         for i in range(n)

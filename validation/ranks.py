@@ -18,17 +18,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from unittest import mock
 
 import numpy as np
 import xarray as xr
+from scipy.special import logsumexp
 
 import bayesgmm as bg
 from bayesgmm import labels
 from bayesgmm.data.observations import read
-from bayesgmm.moments import log_density
 from bayesgmm.posterior import draws as drawing
 from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.predictive import draw_covariance
@@ -53,6 +53,8 @@ class Case:
     n: int
     d: int
     observed: str | None = None  # a data set, every eighth row of which has been seen
+    hidden: float = 0.0  # share of cells that are missing
+    known: float = 0.0  # share of rows whose component is known
 
     @property
     def group(self) -> str:
@@ -98,6 +100,14 @@ def cases() -> dict[str, Case]:
         case("VVV LKJ", "means, inverse-gamma sds and correlations apart", 2, "VVV", inverse, 40),
         case("VEE LKJ", "means, log-normal sds and correlations apart", 2, "VEE", split, 40),
         case("EEV", "conjugate; axes by Cayley's map", 2, "EEV", plane, 40),
+        replace(
+            case("VVV missing", "conjugate; a fifth of the cells is missing", 2, "VVV", plane, 50),
+            hidden=0.2,
+        ),
+        replace(
+            case("V labels", "conjugate; a fifth of the labels is known", 2, "V", line, 40),
+            known=0.2,
+        ),
         Case(
             *("VVV posterior", "conjugate, given 34 rows of Old Faithful"),
             *(bg.GaussianMixture(2, "VVV", eruptions), 34, 2, "faithful"),
@@ -123,25 +133,68 @@ def from_prior(case: Case, rng: np.random.Generator) -> bg.Parameters:
     return bg.Parameters(weight, prior.mean + step, covariance)
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Data that a posterior is to be found for."""
+
+    x: np.ndarray  # (n, d), NaN where missing
+    label: np.ndarray  # (n,), -1 where unknown
+
+    @property
+    def options(self) -> dict[str, object]:
+        """As the verbs take them."""
+        options: dict[str, object] = {"missing": "marginalise"} if np.isnan(self.x).any() else {}
+        return options | ({"labels": self.label} if (self.label >= 0).any() else {})
+
+
 @cache
 def seen_posterior(case: Case) -> Draws:
     """Return many draws given the observed rows."""
-    fit = fitted(case, case.seen(), seed=1, draws=2500)[0]
-    return tuple(fit["posterior"][n].to_numpy().reshape(10_000, *fit["posterior"][n].shape[2:])
-                 for n in DIMS)  # fmt: skip
+    seen = case.seen()
+    fit, _ = fitted(case, Sample(seen, np.full(len(seen), -1)), seed=1, draws=2500)
+    return arrays(fit)
 
 
-def draw(case: Case, rng: np.random.Generator) -> tuple[bg.Parameters, np.ndarray]:
-    """Draw parameters, and the data that a posterior is to be found for."""
+def arrays(fit: xr.DataTree) -> Draws:
+    """Return the draws of all chains, one after the other."""
+    values = [fit["posterior"][n].to_numpy() for n in DIMS]
+    return tuple(v.reshape(-1, *v.shape[2:]) for v in values)
+
+
+def draw(case: Case, rng: np.random.Generator) -> tuple[bg.Parameters, Sample]:
+    """Draw parameters, and data from them."""
     if case.observed is None:
         truth = from_prior(case, rng)
     else:
-        at = rng.integers(10_000)
-        truth = bg.Parameters(*(a[at] for a in seen_posterior(case)))
+        given = seen_posterior(case)
+        at = rng.integers(len(given[0]))
+        truth = bg.Parameters(*(a[at] for a in given))
     z = rng.choice(truth.k, size=case.n, p=truth.weight)
     noise = rng.normal(size=(case.n, case.d))
     x = truth.mean[z] + np.einsum("nij,nj->ni", truth.factor[z], noise)
-    return truth, np.concatenate([case.seen(), x])
+    if case.hidden:
+        is_hidden = rng.random(x.shape) < case.hidden
+        x[is_hidden & ~is_hidden.all(axis=1, keepdims=True)] = np.nan
+    label = np.where(rng.random(case.n) < case.known, z, -1)
+    seen = case.seen()
+    return truth, Sample(np.concatenate([seen, x]), np.concatenate([np.full(len(seen), -1), label]))
+
+
+def log_likelihood(sample: Sample, theta: Draws) -> np.ndarray:
+    """Return the joint log-likelihood (s,): by the definition, in NumPy alone."""
+    weight, mean, covariance = theta
+    joint = np.empty((len(weight), len(sample.x), weight.shape[1]))
+    for pattern in np.unique(np.isnan(sample.x), axis=0):
+        rows, f = (np.isnan(sample.x) == pattern).all(axis=1), np.flatnonzero(~pattern)
+        part = covariance[:, :, f[:, None], f]
+        gap = sample.x[rows][:, f] - mean[:, :, None, f]
+        whitened = np.linalg.solve(part[:, :, None], gap[..., None])[..., 0]
+        norm = np.linalg.slogdet(part)[1] + len(f) * np.log(2.0 * np.pi)
+        square = norm[:, :, None] + (gap * whitened).sum(axis=-1)
+        joint[:, rows] = np.swapaxes(np.log(weight)[:, :, None] - 0.5 * square, 1, 2)
+    is_known = sample.label >= 0
+    joint[:, is_known[:, None] & (sample.label[:, None] != np.arange(weight.shape[1]))] = -np.inf
+    return logsumexp(joint, axis=2).sum(axis=1)
 
 
 # Bugs
@@ -160,7 +213,7 @@ class _Swapped(Target):
 
 def swapped_weights(target: Target) -> Target:
     """Return the target whose draws have the weights in the wrong order."""
-    return _Swapped(target.chart, target.terms, target.data)
+    return _Swapped(**{f.name: getattr(target, f.name) for f in fields(target)})
 
 
 Bug = Callable[[Target], Target]
@@ -176,7 +229,7 @@ BUGS: dict[str, Bug] = {
 
 def fitted(
     case: Case,
-    x: np.ndarray,
+    sample: Sample,
     seed: int,
     *,
     draws: int = 500,
@@ -186,10 +239,10 @@ def fitted(
 ) -> tuple[xr.DataTree, bg.Parameters]:
     """Return the posterior as a user gets it, and the fit by EM that gave it its labels."""
     has_mode = isinstance(case.spec.prior, bg.ConjugatePrior)
-    settings = {"random_seed": seed, "progressbar": False}
+    settings = {"random_seed": seed, "progressbar": False} | sample.options
     mle = bg.fit_em(
         case.spec,
-        x,
+        sample.x,
         estimate="map" if has_mode else "mle",
         n_starts=n_starts,
         n_finish=3,
@@ -198,12 +251,12 @@ def fitted(
         **settings,
     )
     settings |= {"draws": draws, "tune": tune, "chains": chains, "cores": 1}
-    post = bg.sample_posterior(case.spec, x, mle=mle, log_likelihood=False, **settings)
+    post = bg.sample_posterior(case.spec, sample.x, mle=mle, log_likelihood=False, **settings)
     return post, point(mle)
 
 
 def quantities(
-    case: Case, x: np.ndarray, theta: Draws, pivot: bg.Parameters
+    case: Case, sample: Sample, theta: Draws, pivot: bg.Parameters
 ) -> dict[str, np.ndarray]:
     """Return what is ranked, (s,) each: the same function of the truth and of the draws.
 
@@ -212,7 +265,6 @@ def quantities(
     """
     weight, mean, covariance = theta
     free = {n: a[0] for n, a in label_free(*(a[None] for a in theta)).items()}
-    each = [bg.Parameters(*parts) for parts in zip(weight, mean, covariance, strict=True)]
     order = labels.align(weight, mean, covariance, pivot).permutation
     a, m, s = (labels.apply(order, array) for array in theta)
     gap = m[:, 0] - m[:, 1]
@@ -225,7 +277,7 @@ def quantities(
         "share between": free["between"][:, 0],
         "log-volume": free["log_volume"],
         "entropy of weights": free["weight_entropy"],
-        "log-likelihood": np.array([log_density(x, t).sum() for t in each]),
+        "log-likelihood": log_likelihood(sample, theta),
         "log-prior": log_prior(prior_of(case), case.spec.covariance, *theta),
         "weight[0]": a[:, 0],
         "mean[0]": m[:, 0, 0],
@@ -243,19 +295,19 @@ def one(
     Places are uniform on (0, 1) if truth and draws are exchangeable.
     """
     rng = np.random.default_rng(seed)
-    truth, x = draw(case, rng)
+    truth, sample = draw(case, rng)
     with warnings.catch_warnings(), mock.patch.object(drawing, "target", planted(bug)):
         warnings.simplefilter("ignore", bg.errors.BayesgmmWarning)
         try:
-            post, pivot = fitted(case, x, int(rng.integers(2**31)), **settings)
+            post, pivot = fitted(case, sample, int(rng.integers(2**31)), **settings)
         except bg.errors.NumericalError:  # no maximum, for which the data alone are to blame
             return {"status": "no maximum", "place": {}}
-    group = post["posterior"]
-    total = group.sizes["chain"] * group.sizes["draw"]
+    theta = arrays(post)
+    total = len(theta[0])
     kept = np.linspace(0, total - 1, min(total, RANKED)).round().astype(int)
-    theta = tuple(group[n].to_numpy().reshape(total, *group[n].shape[2:])[kept] for n in DIMS)
     true = tuple(getattr(truth, n)[None] for n in DIMS)
-    drawn, wanted = (quantities(case, x, t, pivot) for t in (theta, true))
+    both = (tuple(a[kept] for a in theta), true)
+    drawn, wanted = (quantities(case, sample, t, pivot) for t in both)
     found = {n: place(values, wanted[n].item(), rng) for n, values in drawn.items()}
     return {"status": json.loads(post.attrs["verdict"])["status"], "place": found}
 
