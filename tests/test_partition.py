@@ -146,6 +146,17 @@ def test_moves_lead_to_where_no_row_and_no_merger_helps() -> None:
             assert distances(other, z, "vi").mean() >= least - 1e-10
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_names_of_components_play_no_part(loss: Loss) -> None:
+    z, rng = random_draws(6, 30, 4, 20), np.random.default_rng(7)
+    other = np.stack([rng.permutation(4)[draw] for draw in z.T], axis=1).astype(np.int16)
+    found, again = (
+        best_partition(draws.T, draws, loss, most=5, n_starts=3, rng=np.random.default_rng(8))
+        for draws in (z, other)
+    )
+    np.testing.assert_array_equal(found, again)
+
+
 @pytest.fixture(scope="module")
 def post() -> xr.DataTree:
     """Return draws of three components that overlap."""
@@ -289,6 +300,8 @@ class TestPartition:
         with pytest.raises(ArgumentError, match=r"^draws: 60 rows times 200 draws .*draws=150"):
             bg.partition(post)
         assert bg.partition(post, draws=150, random_seed=1).n_clusters >= 1
+        with pytest.raises(ArgumentError, match=r"^max_clusters: 50 times 100 .*max_clusters=30"):
+            bg.partition(post, draws=100, max_clusters=50)
 
     def test_one_row_and_a_point_estimate(self, post: xr.DataTree) -> None:
         assert list(bg.partition(post, [[0.5]], random_seed=1).labels) == [0]

@@ -150,6 +150,12 @@ def distances(fit: xr.DataTree, case: dict[str, Any], x: np.ndarray) -> dict[str
         errors = (record["mcse_mean"], record["mcse_sd"])
         mean, sd = gaps(value, record["mean"], record["sd"], *errors)
         found[f"mean of {name}"], found[f"sd of {name}"] = mean, sd
+        # Errors of their quantiles are not stored: ours, by the ratio of effective sample sizes.
+        size = array_stats.ess(value, method="tail", prob=(0.05, 0.95)) / record["ess_tail"]
+        for q in (0.05, 0.25, 0.5, 0.75, 0.95):
+            error = array_stats.mcse(value, method="quantile", prob=q) * np.sqrt(1.0 + size)
+            gap = abs(np.quantile(value, q) - record[f"q{100 * q:02.0f}"])
+            found[f"{100 * q:.0f} % of {name}"] = float(gap / error)
 
     for name, record in case["parameters"].items():
         # Where all share one covariance, the reference numbers it 1.

@@ -158,6 +158,13 @@ def sticky_draws(run):
     run.mean = np.repeat(run.mean[:, ::40], 40, axis=1)
 
 
+def sticky_tail(run):
+    """Large values come together, in one run of each chain; the others move freely."""
+    rng = np.random.default_rng(3)
+    for j, chain in enumerate(run.stats["loglik"]):
+        chain[200 * j : 200 * j + 60] = -996.0 + 0.1 * rng.normal(size=60)
+
+
 def some_divergences(run):
     run.stats["diverging"][0, [3, 700]] = True
 
@@ -207,6 +214,7 @@ def nothing_recorded(run):
         (other_partition, "rhat", "fail", "loglik"),
         (sticky_draws, "ess-bulk", "fail", "mean["),
         (sticky_draws, "mcse", "fail", "sd is 0."),
+        (sticky_tail, "ess-tail", "fail", "loglik"),
         (some_divergences, "divergences", "warn", "2 of 4000 draws (0.05%)"),
         (many_divergences, "divergences", "fail", "40 of 4000 draws"),
         (slow_energy, "bfmi", "fail", "chain 1"),
@@ -236,6 +244,7 @@ def test_each_kind_of_bad_run_is_called_bad(spoil, code, status, evidence):
     ("spoil", "clean"),
     [
         (some_divergences, CHECKS - {"divergences"}),
+        (sticky_tail, {"divergences", "bfmi", "treedepth", "constant-parameter"}),
         (slow_energy, CHECKS - {"bfmi"}),
         (many_ambiguous_labels, CHECKS - {"ambiguous-labels"}),
         (deep_trees, CHECKS - {"treedepth"}),

@@ -22,9 +22,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bayesgmm.allocation import contingency
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
 
@@ -50,41 +50,4 @@ def phi(loss: Loss, n: int) -> Array:
 def distances(label: NDArray[np.intp], z: NDArray[np.int16], loss: Loss) -> Array:
     """Return the losses (s,) between a partition (n,) and s others (n, s), of numbers from 0."""
     of = phi(loss, len(label))
-    return np.asarray(_distances(label, z, of, int(label.max()) + 1, int(z.max()) + 1))
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def tables(label, z, most, k):  # type: ignore[no-untyped-def]
-    """Rows in every cluster, (most,), and in cluster and component of every draw, (most, s, k).
-
-    Rows with label -1 are not counted.
-    """
-    n, s = z.shape
-    count, table = np.zeros(most, np.int64), np.zeros((most, s, k), np.int32)
-    for i in range(n):
-        a = label[i]
-        if a >= 0:
-            count[a] += 1
-            for t in range(s):
-                table[a, t, z[i, t]] += 1
-    return count, table
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _distances(label, z, phi, most, k):  # type: ignore[no-untyped-def]
-    count, table = tables(label, z, most, k)
-    s = z.shape[1]
-    own = 0.0
-    for a in range(most):
-        own += phi[count[a]]
-    found = np.empty(s)
-    for t in range(s):
-        found[t] = own
-        for b in range(k):
-            other = 0
-            for a in range(most):
-                other += table[a, t, b]
-                found[t] -= 2.0 * phi[table[a, t, b]]
-            found[t] += phi[other]
-        found[t] = max(found[t], 0.0)  # but for rounding it is
-    return found
+    return np.asarray(contingency.distances(label, z, of, int(label.max()) + 1, int(z.max()) + 1))

@@ -2,7 +2,7 @@ r"""One partition for a whole posterior, and how far the posterior reaches aroun
 
 The best partition under a loss is :math:`c^* = \arg\min_c E \, L(c, z)`.  The expectation is a mean
 over partitions drawn from the posterior, one from every draw; the losses are in `losses`.  The
-minimum is looked for downhill (`descent`) from many partitions: most probable components, drawn
+minimum is looked for downhill (`contingency`) from many partitions: most probable components, drawn
 ones, cuts of the trees of average and complete linkage of the co-clustering matrix, and rows put
 one by one, in random order, where they cost least.
 
@@ -34,7 +34,7 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 
 from bayesgmm.allocation.coclustering import together
-from bayesgmm.allocation.descent import descend
+from bayesgmm.allocation.contingency import descend
 from bayesgmm.allocation.drawn import MOST, Drawn, Labels, ask, counted, row_names
 from bayesgmm.allocation.losses import Loss, distances, phi
 from bayesgmm.arguments import whole_number
@@ -146,8 +146,8 @@ def partition(
     DataError
         If columns are missing or unexpected, or cells are not finite numbers.
     ArgumentError
-        If an argument is wrong, the fit is a point estimate, or rows times draws are more than
-        2^27.
+        If an argument is wrong, the fit is a point estimate, or rows times draws, or clusters times
+        draws times components, are more than 2^27.
     NotYetSupportedError
         If the rows of the fit have weights other than 0 and 1, and no ``X`` is given.
     """
@@ -166,6 +166,12 @@ def partition(
             "draws",
             f"{asked.n} rows times {asked.s} draws are more than {MOST} numbers; the most are "
             f"draws={max(1, MOST // asked.n)}",
+        )
+    if most * asked.s * asked.k > MOST:
+        raise ArgumentError(
+            "max_clusters",
+            f"{most} times {asked.s} draws times {asked.k} components are more than {MOST} "
+            f"numbers; the most are max_clusters={MOST // (asked.s * asked.k)}, or fewer draws",
         )
     rng = np.random.default_rng(random_seed)
     z = asked.sample(rng)

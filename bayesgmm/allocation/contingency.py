@@ -1,12 +1,14 @@
-r"""Downhill among partitions: rows moved one by one, then clusters merged, in Numba.
+r"""Tables of clusters by components, one for every draw, in Numba: losses, and the way downhill.
 
 The expected loss of a partition c over draws :math:`z^{(1)} \dots z^{(S)}` is, but for what does
 not depend on c,
 
 .. math:: \sum_a \phi(n_a) - \frac2S \sum_s \sum_{ab} \phi(n^{(s)}_{ab}),
 
-so that moving a row changes two clusters' terms, and costs O(S) for every cluster that it may go
-to, however many rows there are.  No matrix of pairs is needed.
+with :math:`\phi` of `losses`, so that moving a row changes two clusters' terms, and costs O(S) for
+every cluster that it may go to, however many rows there are.  No matrix of pairs is needed.
+
+All that Numba compiles is in this file: its cache knows of changes in no other.
 
 References
 ----------
@@ -18,9 +20,45 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from bayesgmm.allocation.losses import tables
-
 _ENOUGH = 1e-12  # of the loss's unit: smaller gains are rounding
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def tables(label, z, most, k):  # type: ignore[no-untyped-def]
+    """Rows in every cluster, (most,), and in cluster and component of every draw, (most, s, k).
+
+    Rows with label -1 are not counted.
+    """
+    n, s = z.shape
+    count, table = np.zeros(most, np.int64), np.zeros((most, s, k), np.int32)
+    for i in range(n):
+        a = label[i]
+        if a >= 0:
+            count[a] += 1
+            for t in range(s):
+                table[a, t, z[i, t]] += 1
+    return count, table
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def distances(label, z, phi, most, k):  # type: ignore[no-untyped-def]
+    """Losses (s,) between a partition (n,) and each draw (n, s), given the loss's function."""
+    count, table = tables(label, z, most, k)
+    s = z.shape[1]
+    own = 0.0
+    for a in range(most):
+        own += phi[count[a]]
+    found = np.empty(s)
+    for t in range(s):
+        found[t] = own
+        for b in range(k):
+            other = 0
+            for a in range(most):
+                other += table[a, t, b]
+                found[t] -= 2.0 * phi[table[a, t, b]]
+            found[t] += phi[other]
+        found[t] = max(found[t], 0.0)  # but for rounding it is
+    return found
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
