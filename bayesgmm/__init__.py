@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from bayesgmm.predictive.replicated import posterior_predictive as posterior_predictive
     from bayesgmm.prior import ConjugatePrior as ConjugatePrior
     from bayesgmm.prior import HalfNormal as HalfNormal
+    from bayesgmm.prior import HierarchicalInverseGamma as HierarchicalInverseGamma
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
@@ -75,6 +76,7 @@ _WHERE = {
     "Covariance": "covariance",
     "GaussianMixture": "mixture",
     "HalfNormal": "prior",
+    "HierarchicalInverseGamma": "prior",
     "InverseGamma": "prior",
     "LogNormal": "prior",
     "Parameters": "moments",

@@ -13,6 +13,7 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
+    HierarchicalInverseGamma,
     InverseGamma,
     LogNormal,
     Prior,
@@ -27,6 +28,7 @@ _SCALES: dict[str, type[Any]] = {
     "lognormal": LogNormal,
     "inversegamma": InverseGamma,
     "halfnormal": HalfNormal,
+    "hierarchicalinversegamma": HierarchicalInverseGamma,
 }
 
 

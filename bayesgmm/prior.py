@@ -126,7 +126,42 @@ class HalfNormal:
         object.__setattr__(self, "sigma", _numbers("sigma", self.sigma, positive=True))
 
 
-Scale = LogNormal | InverseGamma | HalfNormal
+@dataclass(frozen=True)
+class HierarchicalInverseGamma:
+    r"""Variances that are alike in size, of a size that the data tell (Richardson & Green 1997).
+
+    .. math:: \sigma_{kj}^{-2} \mid \beta_j \sim \mathrm{Gamma}(a, \beta_j), \qquad
+              \beta_j \sim \mathrm{Gamma}(g, h_j)
+
+    for each feature j.  The :math:`\beta_j` are integrated out, so that they cost no coordinate.
+
+    Parameters
+    ----------
+    alpha : float
+        a.
+    shape : float
+        g.
+    rate : float or sequence of float, optional
+        h, in units of one over the variance. Default: :math:`10 / R_j^2` with :math:`R_j` the
+        column's range, as in the paper.
+
+    References
+    ----------
+    Richardson & Green (1997), J. R. Statist. Soc. B 59, 731-792, section 2.4.
+    """
+
+    alpha: float = 2.0
+    shape: float = 0.2
+    rate: Numbers | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", _positive("alpha", self.alpha))
+        object.__setattr__(self, "shape", _positive("shape", self.shape))
+        if self.rate is not None:
+            object.__setattr__(self, "rate", _numbers("rate", self.rate, positive=True))
+
+
+Scale = LogNormal | InverseGamma | HalfNormal | HierarchicalInverseGamma
 
 
 @dataclass(frozen=True)
@@ -146,7 +181,7 @@ class SeparationPrior:
     ----------
     mean, mean_sd : float or sequence of float
         m and s.
-    scale : LogNormal, InverseGamma or HalfNormal
+    scale : LogNormal, InverseGamma, HalfNormal or HierarchicalInverseGamma
         Distribution of a standard deviation.
     correlation : float
         LKJ's :math:`\eta`; 1 is uniform over correlation matrices.
@@ -168,7 +203,10 @@ class SeparationPrior:
         object.__setattr__(self, "mean", _numbers("mean", self.mean))
         object.__setattr__(self, "mean_sd", _numbers("mean_sd", self.mean_sd, positive=True))
         if not isinstance(self.scale, Scale):
-            raise ArgumentError("scale", "must be a LogNormal, an InverseGamma or a HalfNormal")
+            raise ArgumentError(
+                "scale",
+                "must be a LogNormal, an InverseGamma, a HalfNormal or a HierarchicalInverseGamma",
+            )
         for name in ("correlation", "weight_concentration"):
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         if self.units not in ("spread", "data"):

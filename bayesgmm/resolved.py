@@ -38,6 +38,7 @@ from bayesgmm.moments import Array, Moments, Parameters
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
+    HierarchicalInverseGamma,
     InverseGamma,
     LogNormal,
     Numbers,
@@ -198,8 +199,10 @@ class Separation:
     concentration: float
 
 
-def separation(prior: SeparationPrior, family: Covariance, *, mean: Array, sd: Array) -> Separation:
-    """Resolve a separation prior for data with these column means and standard deviations.
+def separation(
+    prior: SeparationPrior, family: Covariance, *, mean: Array, sd: Array, extent: Array
+) -> Separation:
+    """Resolve a separation prior for data with these column means, standard deviations and ranges.
 
     Raises
     ------
@@ -237,6 +240,14 @@ def separation(prior: SeparationPrior, family: Covariance, *, mean: Array, sd: A
         case HalfNormal(sigma):
             scale = HalfNormal(tuple(_per_feature("prior.scale.sigma", sigma, d) * unit))
             one = sigma
+        case HierarchicalInverseGamma(alpha, shape, None):
+            square = extent**2 if family.shape != "I" else np.full(d, np.mean(extent**2))
+            scale = HierarchicalInverseGamma(alpha, shape, tuple(10.0 / square))
+            one = 0.0
+        case HierarchicalInverseGamma(alpha, shape, float() | tuple() as rate):
+            own = _per_feature("prior.scale.rate", rate, d) / unit**2
+            scale = HierarchicalInverseGamma(alpha, shape, tuple(own))
+            one = rate
     if family.shape == "I" and isinstance(one, tuple) and len(set(one)) > 1:
         raise ArgumentError("prior.scale", f"{family} has one scale; give one number, not {one}")
     return Separation(
@@ -248,15 +259,23 @@ def separation(prior: SeparationPrior, family: Covariance, *, mean: Array, sd: A
     )
 
 
-def _log_scale_density(scale: Scale, log_sd: Any, xp: ModuleType) -> Any:
-    """Density of log(sd), up to a constant; the numbers of ``scale`` are one per feature."""
+def _log_scale_density(scale: Scale, log_sd: Any, k: int, xp: ModuleType) -> Any:
+    """Density of log(sd) (..., k, d), up to a constant: its terms (..., d), one per feature.
+
+    Of hierarchical variances, of which k are distinct, with their common size integrated out.
+    """
     match scale:
         case LogNormal(mu, sigma):
-            return -0.5 * ((log_sd - np.asarray(mu)) / sigma) ** 2
+            value = -0.5 * ((log_sd - np.asarray(mu)) / sigma) ** 2
         case InverseGamma(alpha, beta):
-            return -alpha * log_sd - np.asarray(beta) * xp.exp(-log_sd)
+            value = -alpha * log_sd - np.asarray(beta) * xp.exp(-log_sd)
         case HalfNormal(sigma):
-            return log_sd - 0.5 * xp.exp(2.0 * log_sd) / np.asarray(sigma) ** 2
+            value = log_sd - 0.5 * xp.exp(2.0 * log_sd) / np.asarray(sigma) ** 2
+        case HierarchicalInverseGamma(alpha, shape, rate):
+            total = (xp.exp(-2.0 * log_sd) / np.asarray(rate)).sum(axis=-2)
+            common = (shape + k * alpha) * xp.log1p(total)
+            return -2.0 * alpha * log_sd.sum(axis=-2) - common
+    return value.sum(axis=-2)
 
 
 def separation_log_density(
@@ -271,7 +290,7 @@ def separation_log_density(
     log_sd : (..., k, d) array
         Logarithms of the standard deviations.
     xp : module
-        Where ``exp`` is: numpy, or pytensor.tensor to build a graph.
+        Where ``exp`` and ``log1p`` are: numpy, or pytensor.tensor to build a graph.
 
     Returns
     -------
@@ -282,7 +301,7 @@ def separation_log_density(
     shapes = slice(0, 1) if family.shape in ("E", "I") else slice(0, k)
     logdet_r = logdet - 2.0 * log_sd.sum(axis=-1)
     if family.shape == "I":
-        return _log_scale_density(prior.scale, log_sd[..., distinct, :], xp)[..., 0].sum(axis=-1)
+        return _log_scale_density(prior.scale, log_sd[..., distinct, :], distinct.stop, xp)[..., 0]
     if {family.volume, family.shape} == {"E", "V"}:
         assert isinstance(prior.scale, LogNormal)  # refused in `separation` otherwise
         mu = np.asarray(prior.scale.mu)
@@ -292,7 +311,8 @@ def separation_log_density(
         value = -0.5 * d * (((root - mu.mean()) / prior.scale.sigma) ** 2).sum(axis=-1)
         value = value - 0.5 * (((y - mu + mu.mean()) / prior.scale.sigma) ** 2).sum(axis=(-2, -1))
     else:
-        value = _log_scale_density(prior.scale, log_sd[..., distinct, :], xp).sum(axis=(-2, -1))
+        scales = _log_scale_density(prior.scale, log_sd[..., distinct, :], distinct.stop, xp)
+        value = scales.sum(axis=-1)
     if not family.is_diagonal:
         power = prior.correlation - 1.0 + 0.5 * (d + 1.0)
         value = value + power * logdet_r[..., shapes].sum(axis=-1)
@@ -352,7 +372,10 @@ def resolve(spec: GaussianMixture, data: Data) -> PseudoData | Separation:
         return pseudo_data(
             spec.prior, spec.covariance, spec.n_components, mean=mean, covariance=covariance
         )
-    return separation(spec.prior, spec.covariance, mean=mean, sd=np.sqrt(np.diagonal(covariance)))
+    present = data.values[data.weight > 0] if data.weight.size else data.values
+    extent = np.nanmax(present, axis=0) - np.nanmin(present, axis=0)
+    sd = np.sqrt(np.diagonal(covariance))
+    return separation(spec.prior, spec.covariance, mean=mean, sd=sd, extent=extent)
 
 
 def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, Any]:
@@ -378,30 +401,46 @@ def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, 
 
 
 def warn_if_improper(spec: GaussianMixture, data: Data) -> None:
-    r"""Warn of a half-normal scale and ties: the posterior then has no finite mass.
+    r"""Warn of scales that do not keep off zero, and ties: the posterior then has no finite mass.
 
-    Where a component with a scale :math:`\sigma` of its own shrinks onto a value that a column
-    has m times, the posterior goes as :math:`\sigma^{1-m}` (means that are near enough among it),
-    whose integral from 0 is infinite for m = 2 and more. A spherical component needs equal rows.
+    Let j components with scales of their own shrink together, by :math:`\epsilon`, onto values that
+    a column has :math:`m_1, \dots, m_j` times.  The likelihood and the share of means that are near
+    enough go as :math:`\epsilon^{-\sum (m_i - 1)}`, the prior as :math:`\epsilon^p \, d \log
+    \epsilon`: the integral from 0 is infinite unless p is larger than the sum.  It is j for
+    half-normal scales, :math:`2g + 2(K - j)a` for hierarchical variances; others vanish faster than
+    any power.  Spherical components need equal rows, each of which counts d times.
     """
-    family, prior = spec.covariance, spec.prior
-    if not (isinstance(prior, SeparationPrior) and isinstance(prior.scale, HalfNormal)):
+    family, prior, k = spec.covariance, spec.prior, spec.n_components
+    if not isinstance(prior, SeparationPrior) or family.is_common or k == 1:
         return
-    if family.is_common or spec.n_components == 1:
-        return
+    together = np.arange(1, k)
+    match prior.scale:
+        case HalfNormal():
+            power = together.astype(float)
+        case HierarchicalInverseGamma(alpha, shape):
+            power = 2.0 * shape + 2.0 * (k - together) * alpha
+        case _:
+            return
     is_whole = family.shape == "I"
     columns = [data.values] if is_whole else [data.values[:, [j]] for j in range(data.d)]
     for name, values in zip(data.names, columns, strict=False):
-        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
-        count = np.bincount(inverse.ravel(), data.weight if len(data.weight) else None)
-        most = int(np.argmax(count))
-        if count[most] < 2:
+        seen = np.isfinite(values).all(axis=1)
+        distinct, inverse = np.unique(values[seen], axis=0, return_inverse=True)
+        count = np.bincount(inverse.ravel(), data.weight[seen] if len(data.weight) else None)
+        most = np.argsort(-count, kind="stable")[: k - 1]
+        pull = np.cumsum(np.maximum(count[most] - 1.0, 0.0)) * (data.d if is_whole else 1)
+        needed = np.flatnonzero((pull > 0) & (pull >= power[: len(pull)]))
+        if not len(needed):
             continue
-        value = ", ".join(f"{v:.6g}" for v in distinct[most])
-        where = f"rows ({value})" if is_whole else f"values {value} in column {name!r}"
+        which = [i for i in most[: needed[0] + 1] if count[i] > 1]
+        shown = " and ".join(
+            f"{count[i]:.6g} equal " + ", ".join(f"{v:.6g}" for v in distinct[i]) for i in which
+        )
+        where = f"rows ({shown})" if is_whole else f"values ({shown}) in column {name!r}"
+        kind = type(prior.scale).__name__
         message = (
-            "the posterior is improper: a HalfNormal scale does not keep a component from "
-            f"shrinking onto equal values, and the data have {count[most]:.6g} equal {where}. "
+            f"the posterior is improper: a {kind} scale does not keep a component from "
+            f"shrinking onto equal values, and the data have such {where}. "
             "Draws describe the posterior away from there only. Use a LogNormal or InverseGamma "
             "scale, the conjugate prior, or a family with a common covariance (EEE, EEI, EII)"
         )

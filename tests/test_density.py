@@ -31,6 +31,7 @@ from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
+    HierarchicalInverseGamma,
     InverseGamma,
     LogNormal,
     SeparationPrior,
@@ -48,6 +49,7 @@ PRIORS = {
     ),
     "inverse gamma": SeparationPrior(mean_sd=0.8, scale=InverseGamma(2.5, 0.7)),
     "half-normal": SeparationPrior(mean=5.0, scale=HalfNormal(1.3), units="data"),
+    "hierarchical": SeparationPrior(scale=HierarchicalInverseGamma(1.5, 0.3)),
 }
 SPLIT = ("VEI", "EVI", "VEE", "EVV")  # with a common volume or shape, but not both
 EVERY = [  # only a log-normal scale can be split into volume and shape; the others are refused
@@ -55,7 +57,7 @@ EVERY = [  # only a log-normal scale can be split into volume and shape; the oth
     for letters in ALL
     for name in PRIORS
     if not Covariance(letters).is_polar or isinstance(PRIORS[name], ConjugatePrior)
-    if letters not in SPLIT or name not in ("inverse gamma", "half-normal")
+    if letters not in SPLIT or name not in ("inverse gamma", "half-normal", "hierarchical")
 ]
 
 

@@ -31,7 +31,7 @@ from bayesgmm.posterior.bayes import sample_posterior
 from bayesgmm.posterior.density import target
 from bayesgmm.posterior.model import to_pymc
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
-from bayesgmm.prior import HalfNormal, SeparationPrior
+from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior_density
 from bayesgmm.resolved import resolve
 from bayesgmm.tree import DIMS, point
@@ -93,6 +93,33 @@ class TestClosedForm:
         assert worst < 4
         np.testing.assert_array_equal(draws["weight"], 1.0)
         assert Verdict.from_json(fit.attrs["verdict"]).status == "ok"
+
+
+def test_richardsons_and_greens_posterior_given_k() -> None:
+    """Hierarchical variances, against reversible jump by Green's own program."""
+    record = json.loads((GOLDEN / "unknown_k" / "richardson_green_galaxies.json").read_text())
+    constants, wanted = record["constants"], record["posterior_means_given_k"]["3"]
+    prior = SeparationPrior(
+        mean=constants["xi"],
+        mean_sd=constants["R"],
+        scale=HierarchicalInverseGamma(2.0, 0.2, constants["rate_beta"]),
+        units="data",
+    )
+    spec = GaussianMixture(3, "V", prior)
+    settings = {"target_accept": 0.95, "log_likelihood": False, "random_seed": 1}
+    fit = quietly(spec, table("galaxies"), draws=1500, **settings)
+    assert Verdict.from_json(fit.attrs["verdict"]).status == "ok"
+    draws = ordered(fit, 0)
+    found = {
+        "weight": draws["weight"],
+        "mean": draws["mean"][..., 0],
+        "sd": np.sqrt(draws["covariance"][..., 0, 0]),
+    }
+    for name, value in found.items():
+        for j in range(3):
+            mean, _, error, _ = summary(value[..., j])
+            gap = abs(mean - wanted[name][j]) / np.hypot(error, wanted[f"se_{name}"][j])
+            assert gap < 4, (name, j)
 
 
 def reference(case: str) -> dict[str, Any]:

@@ -7,15 +7,18 @@ computed here by finite differences from the covariances alone.
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import models
 import numpy as np
 import pytest
 from models import ALL, POLAR, Parts, parts
+from scipy.integrate import quad
 from scipy.stats import (
     beta,
     dirichlet,
+    gamma,
     halfnorm,
     invgamma,
     invwishart,
@@ -35,23 +38,40 @@ from bayesgmm.posterior.density import target
 from bayesgmm.posterior.model import FamilyChart
 from bayesgmm.posterior.nuts import run_nuts, start_around
 from bayesgmm.posterior.predictive import draw_covariance
-from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
-from bayesgmm.resolved import PseudoData, Separation, log_density, pseudo_data, resolve
+from bayesgmm.prior import (
+    ConjugatePrior,
+    HalfNormal,
+    HierarchicalInverseGamma,
+    InverseGamma,
+    LogNormal,
+    SeparationPrior,
+)
+from bayesgmm.resolved import (
+    PseudoData,
+    Separation,
+    log_density,
+    pseudo_data,
+    resolve,
+    separation_log_density,
+    warn_if_improper,
+)
 
 PARTLY_SHARED = ("VEI", "EVI", "VEE", "EVV")
 CONJUGATE = ConjugatePrior(dof=6.5, shrinkage=0.3, weight_concentration=2.5)
 LOG_NORMAL = SeparationPrior(correlation=1.7, weight_concentration=0.8)
 INVERSE_GAMMA = SeparationPrior(scale=InverseGamma(), correlation=1.7)
 HALF_NORMAL = SeparationPrior(scale=HalfNormal(), correlation=1.7)
+HIERARCHICAL = SeparationPrior(scale=HierarchicalInverseGamma(2.0, 0.4), correlation=1.7)
 CASES = [
     (letters, prior)
     for letters in ALL
-    for prior in (CONJUGATE, LOG_NORMAL, INVERSE_GAMMA, HALF_NORMAL)
+    for prior in (CONJUGATE, LOG_NORMAL, INVERSE_GAMMA, HALF_NORMAL, HIERARCHICAL)
     if prior is CONJUGATE or letters not in POLAR
     if prior in (CONJUGATE, LOG_NORMAL) or letters not in PARTLY_SHARED
 ]
 NAMES = {CONJUGATE: "conjugate", LOG_NORMAL: "lognormal"}
 NAMES |= {INVERSE_GAMMA: "inversegamma", HALF_NORMAL: "halfnormal"}
+NAMES |= {HIERARCHICAL: "hierarchical"}
 every_case = pytest.mark.parametrize(
     ("letters", "prior"), CASES, ids=[f"{letters}-{NAMES[prior]}" for letters, prior in CASES]
 )
@@ -474,3 +494,69 @@ class TestNumbers:
         np.testing.assert_allclose(found.scatter, wanted, rtol=1e-15)
         found = pseudo_data(ConjugatePrior(), family, k, mean=x.mean(axis=0), covariance=many)
         np.testing.assert_allclose(found.scatter, many / k ** (2.0 / 8) / share, rtol=1e-15)
+
+
+class TestHierarchicalVariances:
+    @pytest.mark.parametrize(("letters", "distinct"), [("VVI", 3), ("EEI", 1), ("VII", 3)])
+    def test_it_is_the_integral_over_the_common_size(self, letters: str, distinct: int) -> None:
+        """Of Gamma(precision; a, beta) Gamma(beta; g, h), by SciPy, for each feature."""
+        family, d, k = Covariance(letters), 2, 3
+        a, g, h = 1.7, 0.6, (0.3, 0.3) if letters == "VII" else (0.3, 2.0)
+        prior = Separation(np.zeros(d), np.ones(d), HierarchicalInverseGamma(a, g, h), 1.0, 1.0)
+        rng = np.random.default_rng(20)
+        gaps = []
+        for _ in range(5):
+            log_sd = rng.normal(size=(distinct, 1 if letters == "VII" else d))
+            whole = np.broadcast_to(log_sd, (k, d)) + np.zeros((k, d))
+            logdet = 2.0 * whole.sum(axis=1)
+            value = float(separation_log_density(prior, family, k, logdet, whole))
+            wanted = 0.0
+            for j in range(log_sd.shape[1]):
+                precision = np.exp(-2.0 * log_sd[:, j])
+
+                def joint(
+                    log_beta: float, h: float = h[j], precision: np.ndarray = precision
+                ) -> float:
+                    beta = np.exp(log_beta)
+                    each = gamma.logpdf(precision, a, scale=1.0 / beta).sum()
+                    return float(np.exp(each + gamma.logpdf(beta, g, scale=1.0 / h) + log_beta))
+
+                integral = quad(joint, -60.0, 12.0, epsabs=0.0, epsrel=1e-11, limit=500)[0]
+                # From densities of precisions to those of log sds.
+                wanted += np.log(integral) + np.log(2.0 * precision).sum()
+            gaps.append(value - wanted)
+        assert np.ptp(gaps) < 1e-7
+
+    def test_its_default_is_richardsons_and_greens(self) -> None:
+        x = models.table("galaxies")
+        spec = GaussianMixture(3, "V", SeparationPrior(scale=HierarchicalInverseGamma()))
+        scale = resolve(spec, read_for(spec, x)).scale
+        assert scale.rate[0] == pytest.approx(10.0 / np.ptp(x.to_numpy()) ** 2, rel=1e-13)
+        given = SeparationPrior(scale=HierarchicalInverseGamma(rate=3.0))
+        scale = resolve(GaussianMixture(3, "V", given), read_for(spec, x)).scale
+        assert scale.rate[0] == pytest.approx(3.0 / x.to_numpy().var(ddof=1), rel=1e-12)
+        assert GaussianMixture.from_json(spec.to_json()) == spec
+
+    @pytest.mark.parametrize(
+        ("counts", "is_improper"),
+        [((3,), False), ((4,), True), ((2, 2), False), ((3, 2), True)],
+    )
+    def test_many_ties_are_warned_of(self, counts: tuple[int, ...], is_improper: bool) -> None:
+        """K = 3, a = 1, g = 0.5: one component needs 1 + 4 of pull, two together 1 + 2.
+
+        The second of the two may shrink onto a row of its own.
+        """
+        x = np.random.default_rng(3).normal(size=40)
+        begin = 0
+        for i, count in enumerate(counts):
+            x[begin : begin + count] = float(i)
+            begin += count
+        spec = GaussianMixture(
+            3, "V", SeparationPrior(scale=HierarchicalInverseGamma(alpha=1.0, shape=0.5))
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_if_improper(spec, read_for(spec, x[:, None]))
+        found = [str(w.message) for w in caught if "improper" in str(w.message)]
+        assert bool(found) == is_improper
+        assert all(f"{counts[0]} equal 0" in text for text in found)

@@ -9,7 +9,8 @@ With x the unconstrained vector, L the log sds and w the weights, every prior is
 
 .. math:: c + l^\top x - \tfrac12 \sum_i p_i (x_i - m_i)^2 + \alpha \sum_k \log w_k
           + \text{pseudo-data}(\mu, \Sigma)
-          + \sum_{kj} [a L + b e^{-L} + g e^{2L} - \tfrac12 q (L - s \bar L - o)^2]_{kj}.
+          + \sum_{kj} [a L + b e^{-L} + g e^{2L} - \tfrac12 q (L - s \bar L - o)^2]_{kj}
+          - t \sum_j \log(1 + \sum_k r_{kj} e^{-2 L_{kj}}).
 
 `terms` finds their coefficients; most are 0 for any one prior.
 """
@@ -41,7 +42,7 @@ from bayesgmm.numeric.kernel_ops import (
     pull_through_chart,
 )
 from bayesgmm.posterior.space import Space, checked_space
-from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal
+from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
@@ -55,13 +56,13 @@ _SIGNATURE = types.int64(
 
 def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
     """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-    number = carray(arrays[0], (19,))
+    number = carray(arrays[0], (20,))
     n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
     n_weight, diagonal = int(number[4]), number[5] != 0.0
     alpha, count, shrinkage = number[6], number[7], number[8]
     share, value, polar = number[9], number[10], number[11] != 0.0
     q, every, n_groups, n_known = int(number[12]), int(number[13]), int(number[14]), int(number[15])
-    n_free, log_rest, noise_level = int(number[16]), number[17], number[18]
+    n_free, log_rest, noise_level, tied = int(number[16]), number[17], number[18], number[19]
     x = carray(arrays[1], (n, d))
     sample_weight = carray(arrays[2], (n_weight,))
     spectrum = carray(arrays[3], (k * d, p))
@@ -72,7 +73,7 @@ def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyp
     linear = carray(arrays[6], (3, whole))
     location = carray(arrays[7], (d,))
     scatter = carray(arrays[8], (d, d))
-    by_sd = carray(arrays[9], (5, k, d))
+    by_sd = carray(arrays[9], (6, k, d))
     log_fixed = carray(arrays[10], (every,))
     fixed = carray(arrays[11], (whole,))
     place = carray(arrays[12], (size,))
@@ -182,6 +183,14 @@ def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyp
                 value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
                 by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
                 by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
+    if tied > 0.0:
+        for f in range(d):
+            common = 1.0
+            for j in range(k):
+                common += by_sd[5, j, f] / covariance[j, f, f]
+            value -= tied * math.log(common)
+            for j in range(k):
+                by_covariance[j, f, f] += tied * by_sd[5, j, f] / covariance[j, f, f] ** 2 / common
 
     total = 0.0
     for j in range(every):
@@ -241,10 +250,12 @@ class Terms:
         c and the coefficient of the log-weights, the simplex transform's Jacobian included.
     linear, precision, center : (size,) arrays
         l, p and m.
-    by_sd : (5, k, d) array
-        a, b, g, q and o.
+    by_sd : (6, k, d) array
+        a, b, g, q, o and r.
     share : float
         s: 1 where a scale is split into volume and shape, else 0.
+    tied : float
+        t: of variances with a common size that is integrated out.
     count, shrinkage, location, scatter
         Of `resolved.PseudoData`, that of means and covariances together; a count of 0 is none.
     """
@@ -256,6 +267,7 @@ class Terms:
     center: Array
     by_sd: Array
     share: float
+    tied: float
     count: float
     shrinkage: float
     location: Array
@@ -272,11 +284,11 @@ def terms(prior: PseudoData | Separation, space: Space) -> Terms:
     begin = space.covariances.start
     vector = slice(begin, begin + chart.spectrum.shape[1])
     linear[vector] = chart.log_jacobian
-    by_sd, share = np.zeros((5, k, d)), 0.0
+    by_sd, share, tied = np.zeros((6, k, d)), 0.0, 0.0
     if isinstance(prior, PseudoData):
         count = prior.count + 1.0
         return Terms(
-            *(constant, alpha, linear, precision, center, by_sd, share),
+            *(constant, alpha, linear, precision, center, by_sd, share, tied),
             *(count, prior.shrinkage, prior.mean, prior.scatter),
         )
     precision[-k * d :] = np.tile(prior.mean_sd**-2.0, k)
@@ -311,8 +323,12 @@ def terms(prior: PseudoData | Separation, space: Space) -> Terms:
         case HalfNormal(sigma):
             by_sd[0, distinct, features] += 1.0
             by_sd[2, distinct, features] -= 0.5 / np.asarray(sigma)[features] ** 2
+        case HierarchicalInverseGamma(shape, of_size, rate):
+            by_sd[0, distinct, features] -= 2.0 * shape
+            by_sd[5, distinct, features] = 1.0 / np.asarray(rate)[features]
+            tied = of_size + distinct.stop * shape
     return Terms(
-        *(constant, alpha, linear, precision, center, by_sd, share),
+        *(constant, alpha, linear, precision, center, by_sd, share, tied),
         *(0.0, 0.0, np.zeros(d), np.zeros((d, d))),
     )
 
@@ -346,7 +362,7 @@ class Target:
         number += [chart.family.is_diagonal, t.alpha, t.count, t.shrinkage, t.share, t.constant]
         number += [chart.family.is_polar, chart.below.shape[1], len(space.log_fixed)]
         number += [len(layout.observed), len(layout.known)]
-        number += [space.n_free_weights, space.log_rest, space.noise_level]
+        number += [space.n_free_weights, space.log_rest, space.noise_level, t.tied]
         coordinates = (chart.spectrum, chart.below, chart.unit)
         linear = np.stack([t.linear, t.precision, t.center])
         prior = (linear, t.location, t.scatter, t.by_sd)

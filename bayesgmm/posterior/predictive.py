@@ -22,7 +22,7 @@ from scipy.special import gammaln
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.moments import Array
-from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal, Scale
+from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal, Scale
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 _SWEEPS = 50  # of the Gibbs sampler for axes
@@ -220,6 +220,15 @@ def _log_scales(scale: Scale, size: tuple[int, ...], rng: np.random.Generator) -
             return np.asarray(np.log(beta) - np.log(rng.gamma(alpha, size=size)))
         case HalfNormal(sigma):
             return np.asarray(np.log(sigma) + np.log(np.abs(rng.normal(size=size))))
+        case HierarchicalInverseGamma(alpha, shape, rate):
+            # Logarithms: a gamma variable with a small shape is often 0 in floats.
+            log_beta = _log_gamma(shape, size[-1:], rng) - np.log(np.asarray(rate))
+            return np.asarray(0.5 * (log_beta - _log_gamma(alpha, size, rng)))
+
+
+def _log_gamma(shape: float, size: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Logarithms of gamma variables: Gamma(a) is Gamma(a + 1) U^(1/a)."""
+    return np.asarray(np.log(rng.gamma(shape + 1.0, size=size)) + np.log(rng.random(size)) / shape)
 
 
 def _separate(prior: Separation, family: Covariance, k: int, rng: np.random.Generator) -> Array:
