@@ -94,6 +94,8 @@ class TestDiagnose:
         reading = table.attrs["reading"]
         assert reading.endswith("Labels switched, which is harmless: aligned, the chains agree.")
         assert f"raw {table['r_hat', 'raw'].max():.2f} (mean[" in reading
+        assert table.attrs["alignment"] == "pivot"
+        assert bg.diagnose(refused(0.03)).attrs["ambiguous"] == pytest.approx(0.03)
 
     def test_chains_in_different_solutions(self) -> None:
         values = arrays()

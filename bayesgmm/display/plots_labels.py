@@ -31,7 +31,7 @@ from bayesgmm.rows import (
 from bayesgmm.tree import whole
 
 # Okabe & Ito's colours, in an order in which neighbours differ in lightness, too.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+_COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 _MOST_POINTS = 1000  # of a chain
 _MOST_CHAINS = 8
 
@@ -155,7 +155,8 @@ def _collection(
             "layout": "constrained",
         },
     )
-    drawn.map(visuals.scatter_xy, "points", marker=".", size=6, alpha=0.6)
+    size = float(np.clip(3000 / len(at), 6, 30))
+    drawn.map(visuals.scatter_xy, "points", marker=".", size=size, alpha=0.6)
     return drawn
 
 

@@ -16,6 +16,7 @@ from bayesgmm.moments import Array
 from bayesgmm.posterior.verdict import RHAT, diagnostics
 from bayesgmm.rows import (
     Row,
+    alignment_of,
     ambiguous_of,
     are_independent,
     draws_of,
@@ -51,7 +52,8 @@ def diagnose(fit: xr.DataTree) -> pd.DataFrame:
         component has alone (a common covariance, the weight of noise, and all of a single
         component) are label-free. What is fixed is left out. NaN is what does not apply, or cannot
         be computed since draws are constant or not finite. ``attrs["reading"]`` is a sentence that
-        reads the table.
+        reads the table; ``alignment`` and ``ambiguous`` are the method that made the labels, and
+        the share of draws in which they are ambiguous.
 
     Raises
     ------
@@ -92,6 +94,7 @@ def diagnose(fit: xr.DataTree) -> pd.DataFrame:
     quantities = dict.fromkeys(label for one in found.values() for label in one.index)
     table = pd.DataFrame(found, index=pd.Index(list(quantities), name="quantity"))
     table = table.reindex(columns=pd.MultiIndex.from_product([_DIAGNOSTICS, COLUMNS]))
+    table.attrs = {"alignment": alignment_of(fit), "ambiguous": ambiguous_of(fit)}
     table.attrs["reading"] = _reading(worst, fit)
     return table
 
