@@ -34,6 +34,7 @@ from bayesgmm.groups import NO_LABELS, Group, marginal, split
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.numeric import kernel
+from bayesgmm.streams import blocks, has_nan, room_like
 from bayesgmm.tree import DIMS, names_of, region_of
 
 Draws = list[tuple[Array, Array, Array]]
@@ -371,7 +372,7 @@ def read_rows(
         d = len(mixture.names)
         if values.shape[1] != d:
             raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
-    if mixture.noise is not None and np.isnan(values).any():
+    if mixture.noise is not None and has_nan(values):
         raise NotYetSupportedError(
             "missing", "values cannot be integrated over where there is a noise component yet"
         )
@@ -407,8 +408,10 @@ def by_pattern(
     found: Array | None = None
     for group in split(x, probability=known, most_kinds=len(x)):
         part = _by_blocks(partial(function, mixture.draws(group)), group.x, block or _BLOCK)
+        if isinstance(group.rows, slice):  # all of them
+            return part
         if found is None:
-            found = np.empty((len(x), *part.shape[1:]))
+            found = room_like(x, len(x), *part.shape[1:])
         found[group.rows] = part
     assert found is not None  # a table has rows
     return found
@@ -416,8 +419,16 @@ def by_pattern(
 
 def _by_blocks(function: Callable[[Array], Array], x: Array, block: int) -> Array:
     """Apply a function to blocks of rows; rows do not depend on each other."""
-    blocks = [x[begin : begin + block] for begin in range(0, len(x), block)]
-    if len(blocks) == 1:
-        return function(blocks[0])
+    parts = list(blocks(len(x), block))
+    first = function(x[parts[0]])
+    if len(parts) == 1:
+        return first
+    found = room_like(x, len(x), *first.shape[1:])
+    found[parts[0]] = first
+
+    def fill(part: slice) -> None:
+        found[part] = function(x[part])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(function, blocks)))
+        list(pool.map(fill, parts[1:]))
+    return found

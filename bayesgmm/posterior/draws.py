@@ -19,6 +19,7 @@ from bayesgmm.checks import Verdict
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import refuse_unresolved
 from bayesgmm.data.observations import Data, read_for
+from bayesgmm.data.table import once
 from bayesgmm.em.fit import checked_region, fit_em, seed_of
 from bayesgmm.em.loop import UNUSABLE
 from bayesgmm.em.result import package_version, plain_index, versions
@@ -179,6 +180,7 @@ def begin(
         If nothing is free.
     """
     seed, clock = seed_of(random_seed), Clock()
+    X = once(X)
     with collected() as notes:
         data = read_for(spec, X, missing=missing, **known)
         prior = resolve(spec, data)
@@ -265,7 +267,12 @@ def collect(
             {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
         ),
         "constant_data": xr.Dataset(
-            {"sample_weight": ("obs", data.weight if len(data.weight) else np.ones(data.n))},
+            {
+                "sample_weight": (
+                    "obs",
+                    data.weight if len(data.weight) else np.broadcast_to(1.0, data.n),
+                )
+            },
             {"obs": obs},
         ),
     }
