@@ -150,7 +150,8 @@ def score(
             np.logaddexp(total, kernel.rows(rows, *parameters, False)[0], out=total)
         return total - np.log(len(mixture.weight))
 
-    return pd.Series(by_pattern(part, x, mixture), index=index, name="log_density")
+    found = by_pattern(part, x, mixture)
+    return pd.Series(found, index=index, name="log_density", copy=False)
 
 
 def predict_proba(
@@ -200,7 +201,7 @@ def predict_proba(
     columns: pd.Index[Any] = pd.RangeIndex(k, name="cluster")
     if mixture.noise is not None:
         columns = pd.Index([*range(k), "noise"], name="cluster")
-    return pd.DataFrame(by_pattern(part, x, mixture), index=index, columns=columns)
+    return pd.DataFrame(by_pattern(part, x, mixture), index=index, columns=columns, copy=False)
 
 
 def predict(
@@ -225,10 +226,13 @@ def predict(
         As `predict_proba`.
     """
     probability = predict_proba(fit, X, draws=draws, missing=missing)
-    label = probability.to_numpy().argmax(axis=1)
+    p = probability.to_numpy()
+    label = room_like(p, len(p)).view(np.int64)
+    for part in blocks(len(p)):
+        label[part] = p[part].argmax(axis=1)
     if "noise" in probability:
-        label = np.where(label == probability.shape[1] - 1, NOISE_LABEL, label)
-    return pd.Series(label, index=probability.index, name="cluster")
+        label[label == p.shape[1] - 1] = NOISE_LABEL
+    return pd.Series(label, index=probability.index, name="cluster", copy=False)
 
 
 @dataclass(frozen=True, eq=False)
