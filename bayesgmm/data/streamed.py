@@ -85,17 +85,15 @@ def stream_of(X: Any) -> Stream | None:
         return None if X.chunks is None else _labelled(X)
     if isinstance(X, xr.Dataset | xr.DataTree) or not hasattr(X, "__dask_graph__"):
         return None
-    if hasattr(X, "to_frame") and getattr(X, "ndim", 0) == 1:  # a Series
+    if not isinstance(getattr(X, "ndim", None), int):
+        raise ShapeError(
+            f"X is a Dask {type(X).__name__}, which is no table; pass a Dask array or DataFrame, "
+            "or what X.compute() gives"
+        )
+    if hasattr(X, "to_frame") and X.ndim == 1:  # a Series
         is_named = X.name is not None
         return replace(_of_frame(X.to_frame(X.name if is_named else "x0")), is_named=is_named)
-    if hasattr(X, "columns"):
-        return _of_frame(X)
-    if hasattr(X, "chunks"):
-        return _of_array(X)
-    raise ShapeError(
-        f"X is a Dask {type(X).__name__}, which is no table; pass a Dask array or DataFrame, or "
-        "what X.compute() gives"
-    )
+    return _of_frame(X) if hasattr(X, "columns") else _of_array(X)
 
 
 def _of_frame(X: Any) -> Stream:
@@ -234,8 +232,9 @@ def stored(stream: Stream, names: tuple[str, ...]) -> tuple[Array, Array, pd.Ind
     """
     d = len(names)
     if stream.whole is not None and len(stream.whole):
-        index = pd.RangeIndex(len(stream.whole)) if stream.index is None else stream.index
-        return stream.whole, _epsilon(stream, d), index
+        numbers = pd.RangeIndex(len(stream.whole))
+        labels = numbers if stream.index is None else stream.index
+        return stream.whole, _epsilon(stream, d), labels
     with scratch() as file:
         parts = _written(stream, _Writer(stream, names, file))
         if error := next((part.error for part in parts if part.error), None):

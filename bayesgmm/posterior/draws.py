@@ -251,6 +251,7 @@ def collect(
     among = raw["weight"] / raw["weight"].sum(axis=-1, keepdims=True)  # without noise
     free = label_free(among, raw["mean"], raw["covariance"]) | {"loglik": loglik}
     obs = plain_index(data.index)
+    weight = data.weight if len(data.weight) else np.broadcast_to(1.0, data.n)
     groups = {
         "posterior": posterior,
         "posterior_raw": tree.dataset(raw, data.names, both),
@@ -267,12 +268,7 @@ def collect(
             {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
         ),
         "constant_data": xr.Dataset(
-            {
-                "sample_weight": (
-                    "obs",
-                    data.weight if len(data.weight) else np.broadcast_to(1.0, data.n),
-                )
-            },
+            {"sample_weight": ("obs", weight)},
             {"obs": obs},
         ),
     }
