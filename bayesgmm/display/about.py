@@ -10,6 +10,7 @@ import xarray as xr
 
 from bayesgmm.display.words import SIDES
 from bayesgmm.rows import alignment_of, error_method, has_draws
+from bayesgmm.streams import Rows
 from bayesgmm.tree import names_of, spec_of
 
 CRITERIA = ("loglik", "aic", "bic", "icl", "n_params")
@@ -96,15 +97,18 @@ def _prior_numbers(post: xr.DataTree) -> str:
 
 def _describe_data(fit: xr.DataTree) -> dict[str, Any]:
     x = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
+    rows = Rows(x, np.empty(0))
+    mean, (low, high) = rows.means(lambda part: part), rows.extremes()
+    count, square = rows.observed(), rows.means(lambda part: (part - mean) ** 2)
     return {
         "n": len(x),
         "total_weight": float(fit["constant_data"]["sample_weight"].to_numpy().sum()),
         "names": list(names_of(fit)),
         # Of what is observed, where values are missing.
-        "mean": np.nanmean(x, axis=0).tolist(),
-        "sd": np.nanstd(x, axis=0, ddof=1).tolist(),
-        "min": np.nanmin(x, axis=0).tolist(),
-        "max": np.nanmax(x, axis=0).tolist(),
+        "mean": mean.tolist(),
+        "sd": np.sqrt(square * count / (count - 1.0)).tolist(),
+        "min": low.tolist(),
+        "max": high.tolist(),
     }
 
 
