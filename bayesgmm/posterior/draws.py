@@ -206,6 +206,7 @@ def collect(
     points: Array,
     stats: xr.Dataset,
     log_likelihood: bool | None,
+    raw: dict[str, Array] | None = None,
 ) -> tuple[xr.DataTree, Array | None]:
     """Return draws as a fit, without a verdict, and the margins of their labels.
 
@@ -219,6 +220,8 @@ def collect(
         The sampler's statistics, by chain and draw, among them ``lp``, the target's value.
     log_likelihood : bool or None
         Whether to keep the log-likelihood of every row, and compute PSIS-LOO.
+    raw : dict of str to array, optional
+        The parameters at these points, where they are known to more digits.
 
     Returns
     -------
@@ -228,7 +231,7 @@ def collect(
     """
     family, k = spec.covariance, spec.n_components
     data, target = task.data, task.target
-    raw = target.parameters(points)
+    raw = target.parameters(points) if raw is None else raw
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
     labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot, task.kinds)
