@@ -130,7 +130,7 @@ class TestEdited:
         assert "log_prior" not in fit["sample_stats"]
         np.testing.assert_array_equal(fit["sample_stats"]["lp"], theirs["sample_stats"]["lp"])
         np.testing.assert_array_equal(fit["extra"]["gap"], theirs["posterior"]["gap"])
-        assert len(bg.summary(fit)) == 11
+        assert len(bg.summary(fit)) == 12
         comparison = quietly(bg.compare, mle, fit)
         assert comparison.attrs["prior_note"].endswith(": a model edited by hand")
         page = bg.report(comparison, tmp_path / "report.html", mle=mle, post=fit)
