@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.posterior.bayes import recover as recover
     from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
+    from bayesgmm.posterior.imported import from_draws as from_draws
     from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
     from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.prediction import predict as predict
@@ -94,6 +95,7 @@ _WHERE = {
     "fit_em": "em.fit",
     "fit_laplace": "posterior.laplace",
     "format_table": "display.words",
+    "from_draws": "posterior.imported",
     "jackknife": "inference.resampling",
     "load": "tree",
     "marginal": "conditioning",

@@ -92,6 +92,10 @@ class WeightError(DataError):
     """Observation weights that are negative, not finite, all zero, or of the wrong length."""
 
 
+class StorageError(BayesgmmError, OSError):
+    """No room on disk for data that do not fit into memory."""
+
+
 class NumericalError(BayesgmmError, ArithmeticError):
     """The computation itself failed: no usable optimum, or a sampler that could not start."""
 

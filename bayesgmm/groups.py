@@ -52,6 +52,7 @@ from bayesgmm.moments import (
     scatter,
 )
 from bayesgmm.numeric import kernel
+from bayesgmm.streams import ROWS, blocks, has_nan, room_like
 
 Index = NDArray[np.intp]
 Sums = Callable[[Array, Parameters, Array], Moments]
@@ -127,11 +128,10 @@ def split(
         With more different rows of ``probability``, groups are made by observed columns alone.
     """
     n, d = x.shape
-    is_whole = not np.isnan(x).any()
-    if is_whole and not len(probability):
+    if not has_nan(x) and not len(probability):
         return (Group(slice(None), x, weight, np.ones(d, bool), np.empty(0)),)
-    observed = ~np.isnan(x)
-    code, by_row = _kinds(np.packbits(observed, axis=1)), False
+    packed = [np.packbits(~np.isnan(x[part]), axis=1) for part in blocks(n)]
+    code, by_row = _kinds(np.concatenate(packed)), False
     plausibility = np.empty((n, 0))
     if len(probability):
         plausibility = probability / probability.max(axis=1, keepdims=True)
@@ -141,7 +141,10 @@ def split(
         code = code if by_row else code * most + kind
     order = np.argsort(code, kind="stable")
     begins = np.flatnonzero(np.diff(code[order], prepend=-1))
-    sorted_x = np.ascontiguousarray(np.where(observed, x, 0.0)[order])
+    sorted_x = room_like(x, n, d)
+    for part in blocks(n):
+        some = x[order[part]]
+        sorted_x[part] = np.where(np.isnan(some), 0.0, some)
     sorted_weight = weight[order] if len(weight) else weight
     groups = []
     for begin, end in zip(begins, [*begins[1:], n], strict=True):
@@ -150,7 +153,7 @@ def split(
         if (known == 1.0).all():
             known = np.empty(0)
         own = sorted_weight[part] if len(weight) else weight
-        groups.append(Group(rows, sorted_x[part], own, observed[rows[0]], known))
+        groups.append(Group(rows, sorted_x[part], own, ~np.isnan(x[rows[0]]), known))
     return tuple(groups)
 
 
@@ -401,11 +404,30 @@ def rows(groups: Sequence[Group], parameters: Parameters, n: int) -> tuple[Array
 
     With a noise component its own are last, (n, k + 1).
     """
-    parameters = parameters.widened
-    density, r = np.empty(n), np.empty((n, parameters.k))
-    for view in views(groups, parameters):
-        density[view.group.rows], r[view.group.rows] = view.rows()
+    density, r = np.empty(n), np.empty((n, parameters.widened.k))
+    for part in row_blocks(groups, parameters):
+        density[part.place], r[part.place] = part.density, part.responsibility
     return density, r
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows (m, d) of a group, where they are among all, and what a mixture says of them."""
+
+    group: Group
+    place: slice | Index
+    density: Array
+    responsibility: Array
+
+
+def row_blocks(groups: Sequence[Group], parameters: Parameters) -> Iterator[Block]:
+    """Yield what `rows` returns, a block of rows at a time."""
+    for view in views(groups, parameters.widened):
+        for part in view.blocks(ROWS):
+            place, within = view.group.rows, part.group.rows
+            yield Block(
+                part.group, within if isinstance(place, slice) else place[within], *part.rows()
+            )
 
 
 # One normal distribution: where data with missing values are, and what is likely to be missing

@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.streams import Rows, triangle
 
 NOISE = "noise_weight"  # what a fit calls the weight of its noise
 SHARE = 0.05  # with which the noise starts
@@ -77,27 +78,31 @@ class Region:
         return Region(record["log_volume"], corner, edges)
 
 
-def region_around(values: Array, center: Array) -> Region:
+def region_around(rows: Rows, center: Array) -> Region:
     """Return the smaller of two boxes around rows: along the columns, and along principal axes.
 
     Parameters
     ----------
-    values : (n, d) array
-        Rows in the units of the data, in which principal axes are meant.
+    rows : Rows
+        In the units of the data, in which principal axes are meant.
     center : (d,) array
         Near them, so that an offset costs no digits.
     """
-    y = values - center
-    axes = [np.eye(y.shape[1])]
-    if y.shape[1] > 1:
-        axes.append(np.linalg.svd(y - y.mean(axis=0), full_matrices=False)[2])
+    d = len(center)
+    axes = [np.eye(d)]
+    if d > 1:
+        unweighted = sum((y - center).sum(axis=0) for y, _ in rows) / rows.count()[0]
+        factor = triangle(y - center - unweighted for y, _ in rows)
+        axes.append(np.linalg.svd(factor, full_matrices=False)[2])
     found = []
-    for rows in axes:
-        z = y @ rows.T
-        low, high = z.min(axis=0), z.max(axis=0)
+    for turn in axes:
+        low, high = np.full(len(turn), np.inf), np.full(len(turn), -np.inf)
+        for y, _ in rows:
+            z = (y - center) @ turn.T
+            low, high = np.minimum(low, z.min(axis=0)), np.maximum(high, z.max(axis=0))
         with np.errstate(divide="ignore"):  # a box without volume where columns are dependent
             log_volume = float(np.log(high - low).sum())
-        found.append(Region(log_volume, center + low @ rows, (high - low)[:, None] * rows))
+        found.append(Region(log_volume, center + low @ turn, (high - low)[:, None] * turn))
     return min(found, key=lambda region: region.log_volume)
 
 

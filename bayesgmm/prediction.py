@@ -34,6 +34,7 @@ from bayesgmm.groups import NO_LABELS, Group, marginal, split
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.numeric import kernel
+from bayesgmm.streams import blocks, has_nan, room_like
 from bayesgmm.tree import DIMS, names_of, region_of
 
 Draws = list[tuple[Array, Array, Array]]
@@ -149,7 +150,8 @@ def score(
             np.logaddexp(total, kernel.rows(rows, *parameters, False)[0], out=total)
         return total - np.log(len(mixture.weight))
 
-    return pd.Series(by_pattern(part, x, mixture), index=index, name="log_density")
+    found = by_pattern(part, x, mixture)
+    return pd.Series(found, index=index, name="log_density", copy=False)
 
 
 def predict_proba(
@@ -199,7 +201,7 @@ def predict_proba(
     columns: pd.Index[Any] = pd.RangeIndex(k, name="cluster")
     if mixture.noise is not None:
         columns = pd.Index([*range(k), "noise"], name="cluster")
-    return pd.DataFrame(by_pattern(part, x, mixture), index=index, columns=columns)
+    return pd.DataFrame(by_pattern(part, x, mixture), index=index, columns=columns, copy=False)
 
 
 def predict(
@@ -224,10 +226,13 @@ def predict(
         As `predict_proba`.
     """
     probability = predict_proba(fit, X, draws=draws, missing=missing)
-    label = probability.to_numpy().argmax(axis=1)
+    p = probability.to_numpy()
+    label = room_like(p, len(p)).view(np.int64)
+    for part in blocks(len(p)):
+        label[part] = p[part].argmax(axis=1)
     if "noise" in probability:
-        label = np.where(label == probability.shape[1] - 1, NOISE_LABEL, label)
-    return pd.Series(label, index=probability.index, name="cluster")
+        label[label == p.shape[1] - 1] = NOISE_LABEL
+    return pd.Series(label, index=probability.index, name="cluster", copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +376,7 @@ def read_rows(
         d = len(mixture.names)
         if values.shape[1] != d:
             raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
-    if mixture.noise is not None and np.isnan(values).any():
+    if mixture.noise is not None and has_nan(values):
         raise NotYetSupportedError(
             "missing", "values cannot be integrated over where there is a noise component yet"
         )
@@ -407,8 +412,10 @@ def by_pattern(
     found: Array | None = None
     for group in split(x, probability=known, most_kinds=len(x)):
         part = _by_blocks(partial(function, mixture.draws(group)), group.x, block or _BLOCK)
+        if isinstance(group.rows, slice):  # all of them
+            return part
         if found is None:
-            found = np.empty((len(x), *part.shape[1:]))
+            found = room_like(x, len(x), *part.shape[1:])
         found[group.rows] = part
     assert found is not None  # a table has rows
     return found
@@ -416,8 +423,16 @@ def by_pattern(
 
 def _by_blocks(function: Callable[[Array], Array], x: Array, block: int) -> Array:
     """Apply a function to blocks of rows; rows do not depend on each other."""
-    blocks = [x[begin : begin + block] for begin in range(0, len(x), block)]
-    if len(blocks) == 1:
-        return function(blocks[0])
+    parts = list(blocks(len(x), block))
+    first = function(x[parts[0]])
+    if len(parts) == 1:
+        return first
+    found = room_like(x, len(x), *first.shape[1:])
+    found[parts[0]] = first
+
+    def fill(part: slice) -> None:
+        found[part] = function(x[part])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(function, blocks)))
+        list(pool.map(fill, parts[1:]))
+    return found

@@ -201,7 +201,8 @@ class TestDegenerateData:
             x, _ = nearly_dependent(1e-9)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BayesgmmWarning)
-            task = begin(bg.GaussianMixture(2, "VVV"), x, None, None, None, 0)
+            of = {"mle": None, "fixed": None, "random_seed": 0, "missing": "error"}
+            task = begin(bg.GaussianMixture(2, "VVV"), x, **of)
         mode, _ = noted("VVV", x, estimate="map", n_starts=40)
         same(task.pivot, tree.point(mode), rtol=1e-4)
 

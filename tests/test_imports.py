@@ -94,7 +94,7 @@ def test_the_version_is_that_of_the_installed_package():
 
 # The order of docs/design.md: folders, and modules that lie at the top.
 ORDER = (
-    *("errors", "checks", "arguments", "files", "progress"),
+    *("errors", "checks", "arguments", "files", "progress", "streams"),
     *("numeric", "covariance", "prior", "mixture", "moments", "groups", "noise", "labels"),
     *("labelfree", "data", "resolved", "tree", "rows", "prediction", "conditioning"),
     *("allocation", "predictive", "information", "em", "posterior", "inference", "labelling"),

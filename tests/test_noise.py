@@ -26,6 +26,7 @@ from bayesgmm.inference.estimate import estimate_of
 from bayesgmm.information.coordinates import chart_about
 from bayesgmm.information.observed import outer_products
 from bayesgmm.sklearn import GaussianMixture
+from bayesgmm.streams import Rows
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "noise.json").read_text())
 
@@ -125,12 +126,12 @@ class TestRegion:
     def test_is_the_smaller_box(self) -> None:
         for case in GOLDEN["volumes"]:
             x = np.array(case["x"])
-            one = noise.region_around(x, np.zeros(x.shape[1]))
+            one = noise.region_around(Rows(x, np.empty(0)), np.zeros(x.shape[1]))
             assert np.exp(one.log_volume) == pytest.approx(case["volume"], rel=1e-9)
 
     def test_holds_all_rows(self) -> None:
         x = noisy().to_numpy() @ np.array([[1.0, 0.9], [-0.9, 1.0]])
-        one = noise.region_around(x, np.full(2, 3.0))
+        one = noise.region_around(Rows(x, np.empty(0)), np.full(2, 3.0))
         assert one.corner is not None
         assert one.edges is not None
         inside = np.linalg.solve(one.edges.T, (x - one.corner).T)

@@ -29,6 +29,7 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters, log_density, responsibilities
 from bayesgmm.posterior.bayes import sample_posterior
 from bayesgmm.posterior.density import target
+from bayesgmm.posterior.imported import from_draws
 from bayesgmm.posterior.model import to_pymc
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, SeparationPrior
@@ -37,10 +38,12 @@ from bayesgmm.resolved import resolve
 from bayesgmm.tree import DIMS, point
 
 
-def quietly(*arguments: Any, **settings: Any) -> xr.DataTree:
+def quietly(*arguments: Any, by: Any = None, **settings: Any) -> xr.DataTree:
     """Sample with what the warnings say left to the verdict."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PosteriorWarning)
+        if by is not None:
+            return by(*arguments, **settings)
         return sample_posterior(*arguments, progressbar=False, **settings)
 
 
@@ -562,6 +565,10 @@ class TestSampler:
         gap = (mean.isel(feature=0).diff("cluster")).to_numpy()
         assert gap.mean() == pytest.approx(2.0, abs=0.05)  # 2.25 without the potential
         assert gap.std() < 0.02
+        fit = quietly(GaussianMixture(2), draws, table("faithful"), by=from_draws, mle=mle)
+        assert json.loads(fit.attrs["prior"]) == "a model edited by hand"
+        assert Verdict.from_json(fit.attrs["verdict"]).checks[-1].code == "ambiguous-labels"
+        np.testing.assert_array_equal(fit["posterior_raw"]["mean"], mean)
 
 
 class TestRefusals:

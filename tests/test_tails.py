@@ -17,12 +17,13 @@ import bayesgmm as bg
 from bayesgmm.covariance import Covariance
 from bayesgmm.em.tails import Tails, tails
 from bayesgmm.errors import BayesgmmWarning
-from bayesgmm.moments import Parameters, responsibilities
+from bayesgmm.groups import split
+from bayesgmm.moments import Parameters
 
 
 def found(x: np.ndarray, p: Parameters, weight: np.ndarray | None = None) -> Tails:
     w = np.empty(0) if weight is None else weight
-    result = tails(np.ascontiguousarray(x), responsibilities(x, p), w, p)
+    result = tails(split(np.ascontiguousarray(x), w), p)
     assert result is not None
     return result
 
@@ -139,10 +140,10 @@ def test_incomplete_rows_are_left_out_and_labels_named() -> None:
 def test_where_there_is_too_little_to_tell_nothing_is_said() -> None:
     x = np.random.default_rng(8).normal(size=(7, 2))
     about = Parameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
-    assert tails(x, np.ones((7, 1)), np.empty(0), about) is None
-    two = Parameters(np.full(2, 0.5), np.zeros((2, 2)), np.stack([np.eye(2)] * 2))
-    one = tails(np.tile(x, (5, 1)), np.eye(2)[np.zeros(35, dtype=int)], np.empty(0), two)
+    assert tails(split(x), about) is None
+    two = Parameters(np.full(2, 0.5), np.array([[0.0, 0.0], [1e3, 0.0]]), np.stack([np.eye(2)] * 2))
+    one = tails(split(np.tile(x, (5, 1))), two)
     assert one is not None  # of the first component alone: the other has no row at all
     assert one.component == 0
     line = np.column_stack([np.arange(30.0), 2.0 * np.arange(30.0)])  # fine for diagonal families
-    assert tails(line, np.ones((30, 1)), np.empty(0), about) is None
+    assert tails(split(line), about) is None

@@ -173,6 +173,7 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     ),
     "plot_select": (lambda t, _: bg.plot_select(t), {"selection", "table of a selection"}),
     "fit_em, start": (lambda t, _: fit(start=t), POINTS | {"parameters", "nothing"}),
+    "from_draws": (lambda t, _: quiet(bg.from_draws, SPEC, t, X, mle=em()), POINTS | DRAWS),
     "fit_laplace, mle": (
         lambda t, _: quiet(bg.fit_laplace, SPEC, X, mle=t, draws=200, random_seed=1),
         POINTS - {"fixed"} | {"nothing"},

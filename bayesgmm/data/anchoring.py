@@ -2,77 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.data.preflight import check_units
 from bayesgmm.data.table import Table
+from bayesgmm.streams import Rows
 
 
-def total_of(rows: Array, frequency: Array | None) -> float:
-    """Return how many observations rows are."""
-    return float(len(rows)) if frequency is None else float(frequency.sum())
-
-
-def _average(rows: Array, frequency: Array | None) -> Array:
-    if frequency is None:
-        return rows.mean(axis=0)
-    share = frequency / frequency.sum()
-    return np.asarray((rows * share[:, None]).sum(axis=0))
-
-
-def _median(rows: Array, frequency: Array | None) -> Array:
+def _median(column: Array, frequency: Array | None) -> float:
     """Return the weighted median: to the bit the same in any order, or for a row twice.
 
-    Unlike the mean it leaves the digits of the other rows alone when one is far out.
+    Unlike the mean it leaves the digits of the other rows alone when one is far out. The column,
+    which is the caller's to lose, is left in another order.
     """
     if frequency is None:
-        return np.median(rows, axis=0)
-    middle = np.empty(rows.shape[1])
-    for j, column in enumerate(rows.T):
-        order = np.argsort(column)
-        below = np.cumsum(frequency[order])
-        i = min(int(np.searchsorted(below, 0.5 * below[-1])), len(order) - 1)
-        is_tie = below[i] == 0.5 * below[-1]
-        middle[j] = 0.5 * (column[order[i]] + column[order[i + 1]]) if is_tie else column[order[i]]
-    return middle
+        return float(np.median(column, overwrite_input=True))
+    order = np.argsort(column)
+    below = np.cumsum(frequency[order])
+    i = min(int(np.searchsorted(below, 0.5 * below[-1])), len(order) - 1)
+    is_tie = below[i] == 0.5 * below[-1]
+    here = column[order[i]]
+    return float(0.5 * (here + column[order[i + 1]]) if is_tie else here)
 
 
-def _spread(rows: Array, median: Array, frequency: Array | None) -> Array:
-    """Return the standard deviations, whatever the unit."""
-    deviation = rows - median
-    largest = np.maximum(-deviation.min(axis=0), deviation.max(axis=0))
-    deviation /= largest  # so that no square overflows or vanishes
-    deviation -= _average(deviation, frequency)
-    total = total_of(rows, frequency)
-    variance = _average(np.square(deviation, out=deviation), frequency) * (total / (total - 1.0))
-    return np.asarray(largest * np.sqrt(variance))
-
-
-def location_and_spread(rows: Array, frequency: Array | None) -> tuple[Array, Array]:
+def location_and_spread(rows: Rows) -> tuple[Array, Array]:
     """Return the medians and standard deviations of what is observed in each column."""
-    if not np.isnan(rows).any():
-        median = _median(rows, frequency)
-        return median, _spread(rows, median, frequency)
-    found = []
-    for column in rows.T:
-        there = ~np.isnan(column)
-        part = np.asfortranarray(column[there, None])
-        own = None if frequency is None else frequency[there]
-        middle = _median(part, own)
-        found.append((middle[0], _spread(part, middle, own)[0]))
-    median, spread = np.array(found).T
-    return median, spread
+    d = rows.x.shape[1]
+    median = np.array([_median(*rows.column(j)) for j in range(d)])
+    low, high = rows.extremes()
+    largest = np.maximum(median - low, high - median)  # so that no square overflows or vanishes
+    mean = rows.means(lambda x: (x - median) / largest)
+    variance = rows.means(lambda x: ((x - median) / largest - mean) ** 2)
+    total = rows.observed()
+    return median, largest * np.sqrt(variance * (total / (total - 1.0)))
 
 
-def moments_of(rows: Array, frequency: Array | None) -> tuple[Array, Array, Array]:
-    """Return means, covariance, and deviations whose sums of squares are the variances."""
-    mean = _average(rows, frequency)
-    deviation = _weighted_deviation(rows, mean, frequency)
-    covariance = deviation.T @ deviation
-    return mean, 0.5 * (covariance + covariance.T), deviation
+def moments_of(rows: Rows) -> tuple[Array, Array]:
+    """Return means and covariance, whose divisor is the total weight - 1; of rows without NaN."""
+    mean = rows.means(lambda x: x)
+    covariance = np.zeros((len(mean), len(mean)))
+    for deviation in deviations(rows, mean):
+        covariance += deviation.T @ deviation
+    return mean, 0.5 * (covariance + covariance.T)
+
+
+def deviations(rows: Rows, mean: Array) -> Iterator[Array]:
+    """Yield deviations from the mean, in blocks, whose sums of squares are the variances."""
+    divisor = rows.count()[1] - 1.0
+    for x, frequency in rows:
+        deviation = x - mean
+        deviation *= np.sqrt((1.0 if frequency is None else frequency[:, None]) / divisor)
+        yield deviation
 
 
 def center_of(median: Array, table: Table) -> tuple[Array, Array]:
@@ -95,11 +78,3 @@ def scale_of(spread: Array, names: Sequence[str], family: Covariance | None) -> 
         spread = np.full_like(spread, largest * np.sqrt(np.mean((spread / largest) ** 2)))
     power: Array = np.ldexp(1.0, np.rint(np.log2(spread)).astype(int))
     return power
-
-
-def _weighted_deviation(rows: Array, mean: Array, frequency: Array | None) -> Array:
-    """Return deviations from the mean whose sums of squares are the variances."""
-    divisor = total_of(rows, frequency) - 1.0
-    deviation = rows - mean
-    deviation *= np.sqrt((1.0 if frequency is None else frequency[:, None]) / divisor)
-    return deviation

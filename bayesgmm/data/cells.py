@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -13,9 +13,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array
-from bayesgmm.errors import ArgumentError, InfiniteValueError, MissingValueError
+from bayesgmm.errors import (
+    ArgumentError,
+    InfiniteValueError,
+    MissingValueError,
+    NonNumericError,
+)
+from bayesgmm.streams import blocks, has_nan
 
 _SHOWN = 5  # how many offenders a message lists
+_EXACT = 2**53  # every integer up to here is a float64
 
 Missing = Literal["error", "drop", "marginalise"]
 MISSING: tuple[str, ...] = get_args(Missing)
@@ -26,6 +33,46 @@ def refuse_unknown(missing: Any) -> None:
     if missing not in MISSING:
         known = ", ".join(repr(name) for name in MISSING)
         raise ArgumentError("missing", f"must be one of {known}, not {missing!r}")
+
+
+def floats_of(
+    frame: pd.DataFrame, names: tuple[str, ...]
+) -> tuple[Array, Array, dict[int, tuple[int, Array]]]:
+    """Return the cells of a frame as floats (n, d), NaN where missing, and how exact they are.
+
+    Returns
+    -------
+    values : (n, d) array
+    epsilon : (d,) array
+    integers : dict
+        As in `table.Table`.
+
+    Raises
+    ------
+    NonNumericError
+    """
+    n, d = frame.shape
+    values = np.empty((n, d))
+    epsilon = np.zeros(d)
+    integers: dict[int, tuple[int, Array]] = {}
+    offenders: dict[int, str] = {}
+    for j in range(d):
+        column = to_numbers(frame.iloc[:, j])
+        if isinstance(column, str):
+            offenders[j] = column
+            continue
+        with np.errstate(over="ignore"):  # a long double beyond 1e308 is reported as infinite
+            values[:, j] = column
+        if column.dtype.kind == "f":
+            epsilon[j] = max(np.finfo(np.float64).eps, np.finfo(column.dtype).eps)
+        elif max(-int(column.min()), int(column.max())) > _EXACT:
+            smallest = int(column.min())
+            # Modulo 2**64, so no difference overflows whatever the signs.
+            difference = column.view(np.uint64) - np.uint64(smallest % 2**64)
+            integers[j] = (smallest, difference.astype(np.float64))
+    if offenders:
+        raise NonNumericError(why_not_numeric(frame, names, offenders))
+    return values, epsilon, integers
 
 
 def to_numbers(column: pd.Series[Any]) -> NDArray[Any] | str:
@@ -120,31 +167,38 @@ def refuse_not_finite(
     values: Array, names: tuple[str, ...], index: pd.Index[Any], missing: Missing
 ) -> None:
     """Refuse infinite cells, and missing ones unless they are wanted."""
-    is_missing = np.isnan(values)
-    if missing == "error" and is_missing.any():
+    if missing == "error" and has_nan(values):
         raise MissingValueError(
-            f"X has {listed_cells(is_missing, names, index, 'missing value')}. Drop these rows "
+            f"X has {_cells(np.isnan, values, names, index, 'missing value')}. Drop these rows "
             "(X.dropna()) or impute them; fit_em, score and predict can also integrate over what "
             "is missing: missing='marginalise'"
         )
-    if (is_infinite := np.isinf(values)).any():
+    if np.isinf(np.fmin.reduce(values, axis=None)) or np.isinf(np.fmax.reduce(values, axis=None)):
         raise InfiniteValueError(
-            f"X has {listed_cells(is_infinite, names, index, 'infinite value')}. "
+            f"X has {_cells(np.isinf, values, names, index, 'infinite value')}. "
             "Drop these rows or correct them (a division by zero, log(0), or an overflow?)"
         )
 
 
-def listed_cells(
-    is_bad: NDArray[np.bool_], names: Sequence[str], index: pd.Index[Any], noun: str
+def _cells(
+    are_bad: Callable[[Array], Any],
+    values: Array,
+    names: Sequence[str],
+    index: pd.Index[Any],
+    noun: str,
 ) -> str:
     """Return how many cells there are of a kind, and where the first of them are."""
-    rows, columns = np.nonzero(is_bad)
-    places = [
-        f"row {row_label(index[i])}, column {names[j]!r}"
-        for i, j in zip(rows[:_SHOWN], columns[:_SHOWN], strict=True)
-    ]
-    more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"{count(len(rows), noun)}: {'; '.join(places)}{more}"
+    total, places = 0, list[str]()
+    for part in blocks(len(values)):
+        rows, columns = np.nonzero(are_bad(values[part]))
+        total += len(rows)
+        few = slice(max(_SHOWN - len(places), 0))
+        places += [
+            f"row {row_label(index[part.start + i])}, column {names[j]!r}"
+            for i, j in zip(rows[few], columns[few], strict=True)
+        ]
+    more = f"; and {total - _SHOWN} more" if total > _SHOWN else ""
+    return f"{count(total, noun)}: {'; '.join(places)}{more}"
 
 
 # How messages show what they are about

@@ -18,17 +18,17 @@ less.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr
 
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.data.anchoring import moments_of
+from bayesgmm.data.anchoring import deviations, moments_of
 from bayesgmm.data.observations import Data
 from bayesgmm.errors import ArgumentError
 from bayesgmm.numeric import kernel
+from bayesgmm.streams import Rows, row_by_row, triangle
 
 # Smallest eigenvalue of the correlations below which columns are taken apart: rows of condition
 # 1e3, from where on the rounding of covariances shows in the eighth digit.
@@ -54,16 +54,15 @@ def taken_apart(data: Data, family: Covariance) -> Data:
     sd = np.sqrt(np.diagonal(data.covariance))
     if np.linalg.eigvalsh(data.covariance / sd[:, None] / sd)[0] > _NEARLY_DEPENDENT:
         return data
-    present: Any = np.flatnonzero(data.weight) if data.weight.size else slice(None)
-    frequency = data.weight[present] if data.weight.size else None
-    deviation = moments_of(data.x[present], frequency)[2]
-    if len(deviation) <= data.d:
+    rows = Rows(data.x, data.weight)
+    if rows.count()[0] <= data.d:
         return data
-    r, pivot = qr(deviation / sd, mode="r", pivoting=True, overwrite_a=True)
+    r = triangle(deviations(rows, moments_of(rows)[0]))
+    r, pivot = qr(r / sd, mode="r", pivoting=True)
     mix = np.empty((data.d, data.d))
-    mix[pivot] = sd[pivot, None] * r[: data.d].T
-    x = np.ascontiguousarray(np.linalg.solve(mix, data.x.T).T)
-    mean, covariance, _ = moments_of(x[present], frequency)
+    mix[pivot] = sd[pivot, None] * r.T
+    x = row_by_row(lambda part: np.linalg.solve(mix, part.T).T, data.x)
+    mean, covariance = moments_of(Rows(x, data.weight))
     return replace(data, x=x, mean=mean, covariance=covariance, mix=mix)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.data.anchoring import center_of, location_and_spread, moments_of, scale_of, total_of
+from bayesgmm.data.anchoring import (
+    center_of,
+    deviations,
+    location_and_spread,
+    moments_of,
+    scale_of,
+)
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.partial_labels import read_labels, refuse_impossible
 from bayesgmm.data.preflight import (
@@ -45,6 +51,7 @@ from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
 from bayesgmm.noise import shifted
+from bayesgmm.streams import Rows, blocks, has_nan, room_like, row_by_row, triangle
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +123,7 @@ class Data:
     @cached_property
     def is_complete(self) -> bool:
         """Whether no value is missing."""
-        return not np.isnan(self.x).any()
+        return not has_nan(self.x)
 
     @cached_property
     def filled(self) -> Array:
@@ -130,7 +137,7 @@ class Data:
         """What turns anchored log-densities of the rows into ones in data units, by addition."""
         log_scale = np.log(self.scale)
         if not self.is_complete:
-            return -(~np.isnan(self.x) @ log_scale)
+            return -row_by_row(lambda x: ~np.isnan(x) @ log_scale, self.x)
         log_mix = 0.0 if self.mix is None else float(np.linalg.slogdet(self.mix)[1])
         return -float(log_scale.sum()) - log_mix
 
@@ -260,56 +267,52 @@ def read(
         raise TooFewRowsError(
             f"X has a single row{rest}; a mixture needs at least two distinct rows"
         )
-    observed = ~np.isnan(table.values)
-    is_complete = bool(observed.all())
+    is_complete = not has_nan(table.values)
     if not is_complete:
-        refuse_unobserved(observed, weight if weight.size else None, table)
-        weight = _without_empty_rows(observed, weight, probability, index)
+        refuse_unobserved(weight if weight.size else None, table)
+        weight = _without_empty_rows(table.values, weight, probability, index)
     refuse_impossible(probability, weight)
-    # Rows of weight 0 count as absent from here on, but stay in x.
-    present: Any = np.flatnonzero(weight) if (weight == 0).any() else slice(None)
-    frequency = weight[present] if weight.size else None
 
-    # Column after column in memory: sums down a column are faster so, and rounded less.
-    x = np.array(table.values, order="F")  # a copy even of a single column
-    for j, (_, difference) in table.integers.items():
-        x[:, j] = difference
-    rows = np.asfortranarray(x[present])
-    refuse_constant(rows, table, is_weighted=bool(weight.size))
+    x = room_like(table.values, n, d)
+    for part in blocks(n):
+        x[part] = table.values[part]
+        for j, (_, difference) in table.integers.items():
+            x[part, j] = difference[part]
+    rows = Rows(x, weight)  # those of weight 0 count as absent from here on, but stay in x
+    refuse_constant(rows, table)
     refuse_few_rows(rows, n_components)
     refuse_large_numbers(x, names)
-    median, spread = location_and_spread(rows, frequency)
+    median, spread = location_and_spread(rows)
     refuse_extreme_spread(spread, names)
     center, shift = center_of(median, table)
     scale = scale_of(spread, names, family)
     x -= shift
     x /= scale
     refuse_far_rows(x, index)
-    rows = np.asfortranarray(x[present])
     warn_of_lost_digits(table, center, spread)
-    warn_of_far_rows(rows, index[present], names)
+    warn_of_far_rows(rows, index, names)
     # What columns and rows have in common is looked for in complete rows.
-    complete, among = (rows, frequency) if is_complete else _complete_rows(rows, frequency)
-    enough = is_complete or len(complete) > 2 * d
+    complete = rows if is_complete else replace(rows, complete=True)
+    n_complete, total = complete.count()[0], rows.count()[1]
+    enough = is_complete or n_complete > 2 * d
     if enough:
-        mean, covariance, deviation = moments_of(complete, among)
+        mean, covariance = moments_of(complete)
     if family is not None:
-        if not family.is_diagonal and enough and len(complete) > d and np.diag(covariance).all():
+        if not family.is_diagonal and enough and n_complete > d and np.diag(covariance).all():
             rounding = float((table.epsilon * np.maximum(np.abs(center) / spread, 1.0)).max())
             location = center + scale * mean
-            note = "" if is_complete else f" in its {len(complete)} complete rows"
-            check_dependence(deviation, covariance, location, scale, names, rounding, note)
+            note = "" if is_complete else f" in its {n_complete} complete rows"
+            factor = partial(_triangle, complete, mean)
+            check_dependence(factor, covariance, location, scale, names, rounding, note)
         if not (family.is_diagonal or is_complete):
-            warn_of_unseen_pairs(observed[present], names)
-        warn_if_underdetermined(total_of(rows, frequency), d, family, n_components)
-    warn_of_tied_rows(rows, frequency, center, scale)
+            warn_of_unseen_pairs(rows, names)
+        warn_if_underdetermined(total, d, family, n_components)
+    warn_of_tied_rows(rows, center, scale)
     if not is_complete:
-        total = total_of(rows, frequency)
-        of_rows = split(np.ascontiguousarray(rows), weight[present] if weight.size else weight)
-        mean, covariance = normal(of_rows, (median - shift) / scale, spread / scale)
+        mean, covariance = normal(split(x, weight), (median - shift) / scale, spread / scale)
         covariance *= total / (total - 1.0)
     return Data(
-        x=np.ascontiguousarray(x),
+        x=x,
         values=table.values,
         weight=weight,
         names=names,
@@ -397,10 +400,10 @@ def _of_kept_rows(kept: NDArray[np.intp], weight: Array, probability: Array) -> 
 
 
 def _without_empty_rows(
-    observed: NDArray[np.bool_], weight: Array, probability: Array, index: pd.Index[Any]
+    values: Array, weight: Array, probability: Array, index: pd.Index[Any]
 ) -> Array:
     """Return the weights, 0 for rows of which nothing is known."""
-    is_empty = ~observed.any(axis=1)
+    is_empty = np.concatenate([np.isnan(values[p]).all(axis=1) for p in blocks(len(values))])
     if weight.size:
         is_empty &= weight > 0
     if len(probability):
@@ -411,15 +414,16 @@ def _without_empty_rows(
     return np.where(is_empty, 0.0, weight if weight.size else 1.0)
 
 
-def _complete_rows(rows: Array, frequency: Array | None) -> tuple[Array, Array | None]:
-    whole = ~np.isnan(rows).any(axis=1)
-    return np.asfortranarray(rows[whole]), None if frequency is None else frequency[whole]
+def _triangle(rows: Rows, mean: Array) -> Array:
+    return triangle(deviations(rows, mean))
 
 
 def _fingerprint(table: Table, weight: Array, probability: Array) -> str:
     digest = hashlib.sha256(json.dumps([table.values.shape, table.names]).encode())
-    values = np.where(np.isnan(table.values), np.nan, table.values)  # there are many NaNs
-    digest.update(np.ascontiguousarray(values + 0.0, dtype="<f8").data)  # -0.0 is 0.0
+    for part in blocks(len(table.values)):
+        values = table.values[part] + 0.0  # -0.0 is 0.0
+        values[np.isnan(values)] = np.nan  # there are many NaNs
+        digest.update(np.ascontiguousarray(values, dtype="<f8").data)
     for _, difference in table.integers.values():
         digest.update(difference.astype("<f8").data)
     digest.update(weight.astype("<f8").data)

@@ -1,7 +1,6 @@
 """Checks before any fit: what no mixture can be fitted to is refused, what makes it hard warned of.
 
-Each check takes numbers in an (n, d) array, NaN where missing, looks for one thing and returns
-nothing else:
+Each check takes rows of numbers, NaN where missing, looks for one thing and returns nothing else:
 `ConstantColumnError`, `TooFewRowsError`, `ScaleError`, `CollinearColumnsError` or a `DataWarning`
 with the columns or rows, the evidence and a remedy.  `observation_weights` also converts.
 """
@@ -9,7 +8,8 @@ with the columns or rows, the evidence and a remedy.  `observation_weights` also
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from bayesgmm.errors import (
     TooFewRowsError,
     WeightError,
 )
+from bayesgmm.streams import Rows, blocks
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _SMALLEST_SD, _LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, with room around them
@@ -46,9 +47,10 @@ def _warn(code: str, message: str) -> None:
 # What is missing
 
 
-def refuse_unobserved(observed: NDArray[np.bool_], frequency: Array | None, table: Table) -> None:
+def refuse_unobserved(frequency: Array | None, table: Table) -> None:
     """Refuse columns of which next to nothing is observed."""
-    weight = observed.sum(axis=0) if frequency is None else frequency @ observed
+    rows = Rows(table.values, np.empty(0) if frequency is None else frequency)
+    weight = rows.observed()
     if not (weight > 1.0).all():
         j = int(np.argmin(weight))
         what = "no observed value" if weight[j] == 0 else "observed values in a single row"
@@ -82,9 +84,12 @@ def warn_of_empty_rows(is_empty: NDArray[np.bool_], index: pd.Index[Any]) -> Non
     )
 
 
-def warn_of_unseen_pairs(observed: NDArray[np.bool_], names: Sequence[str]) -> None:
+def warn_of_unseen_pairs(rows: Rows, names: Sequence[str]) -> None:
     """Warn of columns that are never observed in the same row."""
-    seen = observed.T.astype(np.float64) @ observed
+    seen = np.zeros((len(names), len(names)))
+    for part, _ in rows:
+        observed = (~np.isnan(part)).astype(np.float64)
+        seen += observed.T @ observed
     pairs = np.argwhere(np.tril(seen == 0))
     if len(pairs):
         j, i = pairs[0]
@@ -158,10 +163,10 @@ def observation_weights(sample_weight: Any, index: pd.Index[Any]) -> Array:
 # Variation
 
 
-def refuse_constant(rows: Array, table: Table, *, is_weighted: bool) -> None:
+def refuse_constant(rows: Rows, table: Table) -> None:
     """Refuse columns that hold one value only."""
-    smallest = np.fmin.reduce(rows, axis=0)
-    constant = np.flatnonzero(smallest == np.fmax.reduce(rows, axis=0)).tolist()
+    smallest, largest = rows.extremes()
+    constant = np.flatnonzero(smallest == largest).tolist()
     if not constant:
         return
     listed = ", ".join(
@@ -169,7 +174,7 @@ def refuse_constant(rows: Array, table: Table, *, is_weighted: bool) -> None:
         f"{smallest[j] + (table.integers[j][0] if j in table.integers else 0):g})"
         for j in constant
     )
-    note = " among rows of positive weight" if is_weighted else ""
+    note = " among rows of positive weight" if rows.weight.size else ""
     if len(constant) == len(table.names):
         raise ConstantColumnError(f"no column varies{note}: {listed}; there is nothing to fit")
     names = [name for j, name in enumerate(table.names) if j not in constant]
@@ -178,11 +183,8 @@ def refuse_constant(rows: Array, table: Table, *, is_weighted: bool) -> None:
     )
 
 
-def refuse_few_rows(rows: Array, n_components: int) -> None:
+def refuse_few_rows(rows: Rows, n_components: int) -> None:
     """Refuse fewer distinct rows than components."""
-    head = rows[: 100 + 10 * n_components]
-    if _distinct_rows(head, n_components) == n_components:
-        return
     if (found := _distinct_rows(rows, n_components)) < n_components:
         raise TooFewRowsError(
             f"X has {found} distinct rows, fewer than n_components={n_components}; "
@@ -190,14 +192,23 @@ def refuse_few_rows(rows: Array, n_components: int) -> None:
         )
 
 
-def _distinct_rows(rows: Array, wanted: int) -> int:
+def _distinct_rows(rows: Rows, wanted: int) -> int:
     """Count distinct rows, no further than `wanted`; no sorting. Missing is like missing."""
-    found = 0
-    while len(rows) and found < wanted:
-        found += 1
-        both_missing = (rows != rows) & (rows[0] != rows[0])
-        rows = rows[((rows != rows[0]) & ~both_missing).any(axis=1)]
-    return found
+    found: list[Array] = []
+    for part, _ in rows:
+        for one in found:
+            part = part[_differ(part, one)]
+        while len(part) and len(found) < wanted:
+            found.append(part[0])
+            part = part[_differ(part, part[0])]
+        if len(found) == wanted:
+            break
+    return len(found)
+
+
+def _differ(rows: Array, one: Array) -> NDArray[np.bool_]:
+    both_missing = (rows != rows) & (one != one)
+    return np.asarray(((rows != one) & ~both_missing).any(axis=1))
 
 
 # Scale and precision
@@ -243,50 +254,69 @@ def check_units(spread: Array, names: Sequence[str], family: Covariance) -> None
 
 def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
     """Refuse rows of weight 0 that are beyond reach; those of positive weight are in the spread."""
-    too_far = np.fmax.reduce(np.abs(x), axis=1) > _LARGEST_SD
-    if too_far.any():
-        label = row_label(index[int(np.argmax(too_far))])
-        raise ScaleError(f"row {label} is too far from the others for double precision; drop it")
+    for part in blocks(len(x)):
+        too_far = np.fmax.reduce(np.abs(x[part]), axis=1) > _LARGEST_SD
+        if too_far.any():
+            label = row_label(index[part.start + int(np.argmax(too_far))])
+            raise ScaleError(
+                f"row {label} is too far from the others for double precision; drop it"
+            )
 
 
-def far_rows(rows: Array) -> tuple[NDArray[np.bool_], int]:
-    """Return which rows are a million times as far out as half of them, and in which column.
+@dataclass(frozen=True, eq=False)
+class Far:
+    """Rows that are far from all others: where, and how many times as far as half of them."""
+
+    rows: NDArray[np.intp]
+    column: int
+    times: Array
+
+
+def far_rows(rows: Rows) -> Far | None:
+    """Return the rows that are a million times as far out as half of them, by one column.
 
     They are at most d + 1, or they are none: more are a group.
 
     Parameters
     ----------
-    rows : (n, d) array
+    rows : Rows
         About the medians of the columns.
     """
-    n, d = rows.shape
-    for j, column in enumerate(rows.T):
-        distance = np.abs(column[~np.isnan(column)])
-        # They are most of the sum of squares if there are any: so they are seldom looked for.
-        if distance.max() ** 2 * (d + 1) < 0.1 * np.square(distance).sum():
+    d = rows.x.shape[1]
+    low, high = rows.extremes()
+    # They are most of the sum of squares if there are any: so they are seldom looked for.
+    unweighted = sum(np.nansum(part**2, axis=0) for part, _ in rows)
+    furthest = np.maximum(-low, high)
+    for j in np.flatnonzero(furthest**2 * (d + 1) >= 0.1 * unweighted).tolist():
+        column = rows.column(j)[0]
+        half = float(np.median(np.abs(column, out=column), overwrite_input=True))
+        if half == 0:
             continue
-        half = float(np.median(distance))
-        is_far = np.abs(column) > _FAR * half
-        if half > 0 and 0 < np.count_nonzero(is_far) <= d + 1:
-            return is_far, j
-    return np.zeros(n, dtype=bool), -1
+        where, times = [], []
+        for part, _, place in rows.placed():
+            is_far = np.abs(part[:, j]) > _FAR * half
+            where.append(place[is_far])
+            times.append(np.abs(part[is_far, j]) / half)
+        found = Far(np.concatenate(where), int(j), np.concatenate(times))
+        if 0 < len(found.rows) <= d + 1:
+            return found
+    return None
 
 
-def warn_of_far_rows(rows: Array, index: pd.Index[Any], names: Sequence[str]) -> None:
+def warn_of_far_rows(rows: Rows, index: pd.Index[Any], names: Sequence[str]) -> None:
     """Warn of a few rows that are far from all others, and name the furthest."""
-    is_far, j = far_rows(rows)
-    if not is_far.any():
+    far = far_rows(rows)
+    if far is None:
         return
-    distance = np.abs(rows[:, j])
-    furthest, found = int(np.nanargmax(distance)), int(np.count_nonzero(is_far))
+    top, found = int(np.argmax(far.times)), len(far.rows)
     others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
     _warn(
         "far-row",
-        f"row {row_label(index[furthest])} is {distance[furthest] / np.nanmedian(distance):.2g} "
-        f"times as far from the median of column {names[j]!r} as half of the rows are{others}: "
-        "alone in a component with a covariance of its own it makes the likelihood infinite, and "
-        "default priors take their scale from it; correct or drop it, or use a family with a "
-        "common covariance (EEE, EEI, EII, E)",
+        f"row {row_label(index[far.rows[top]])} is {far.times[top]:.2g} "
+        f"times as far from the median of column {names[far.column]!r} as half of the rows are"
+        f"{others}: alone in a component with a covariance of its own it makes the likelihood "
+        "infinite, and default priors take their scale from it; correct or drop it, leave it to a "
+        "noise component (noise=True), or use a family with a common covariance (EEE, EEI, EII, E)",
     )
 
 
@@ -313,7 +343,7 @@ def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:
 
 
 def check_dependence(
-    deviation: Array,
+    triangle: Callable[[], Array],
     covariance: Array,
     location: Array,
     scale: Array,
@@ -328,14 +358,14 @@ def check_dependence(
 
     Parameters
     ----------
-    deviation : (n, d) array
-        Weighted deviations from the mean, whose sums of squares are the variances.
+    triangle : callable
+        Gives R (d, d) of the QR decomposition of the weighted deviations from the mean.
     covariance : (d, d) array
-        ``deviation.T @ deviation``.
+        Their sums of squares.
     location : (d,) array
         Column means in data units.
     scale : (d,) array
-        The unit of `deviation`, in data units.
+        The unit of the deviations, in data units.
     names : sequence of str
     rounding : float
         Relative rounding error of the deviations, as they came.
@@ -348,8 +378,7 @@ def check_dependence(
     smallest = np.linalg.eigvalsh(covariance / sd[:, None] / sd)[0]
     if smallest > max(1e-10, d / _NEARLY_DEPENDENT**2, tolerance**2):
         return  # the usual case, without a pass over the rows
-    r, pivot = scipy.linalg.qr(deviation / sd, mode="r", pivoting=True, overwrite_a=True)
-    r = r[:d]
+    r, pivot = scipy.linalg.qr(triangle() / sd, mode="r", pivoting=True)
     rank = int(np.count_nonzero(np.abs(np.diag(r)) > tolerance))
     condition = np.inf if rank < d else float(np.linalg.cond(r))
     if condition < _NEARLY_DEPENDENT:
@@ -413,22 +442,25 @@ def warn_if_underdetermined(total: float, d: int, family: Covariance, k: int) ->
         )
 
 
-def warn_of_tied_rows(rows: Array, frequency: Array | None, center: Array, scale: Array) -> None:
+def warn_of_tied_rows(rows: Rows, center: Array, scale: Array) -> None:
     """Warn when one row makes up a tenth of the data: a component may shrink onto it.
 
     The candidate comes from at most 4096 rows, evenly taken: whoever has a tenth shows there.
     Missing is like missing.
     """
-    if np.isnan(rows).any():
-        rows = np.where(np.isnan(rows), np.inf, rows)
-    n, d = rows.shape
-    thin = slice(None, None, -(-n // 4096))
-    sample, inverse = np.unique(rows[thin], axis=0, return_inverse=True)
-    thinned = None if frequency is None else frequency[thin]
+    n, total = rows.count()
+    d = rows.x.shape[1]
+    is_weighted = rows.weight.size > 0
+    thin: Any = slice(None, None, -(-n // 4096))
+    if is_weighted:
+        thin = np.flatnonzero(rows.weight > 0)[thin]
+    sample, inverse = np.unique(_comparable(rows.x[thin]), axis=0, return_inverse=True)
+    thinned = rows.weight[thin] if is_weighted else None
     candidate = sample[np.argmax(np.bincount(inverse.ravel(), thinned))]
-    is_tied = (rows == candidate).all(axis=1)
-    ties = float(np.count_nonzero(is_tied) if frequency is None else frequency[is_tied].sum())
-    total = float(n if frequency is None else frequency.sum())
+    ties = 0.0
+    for part, w in rows:
+        is_tied = (_comparable(part) == candidate).all(axis=1)
+        ties += float(np.count_nonzero(is_tied) if w is None else w[is_tied].sum())
     if ties >= max(5.0, d + 2.0, 0.1 * total):
         values = center + scale * candidate
         words = ("missing" if np.isinf(v) else f"{v:.6g}" for v in values[:5])
@@ -439,3 +471,7 @@ def warn_of_tied_rows(rows: Array, frequency: Array | None, center: Array, scale
             "component can shrink onto it, where the likelihood has no bound; give a prior, or "
             "model these rows apart",
         )
+
+
+def _comparable(rows: Array) -> Array:
+    return np.where(np.isnan(rows), np.inf, rows)

@@ -20,22 +20,20 @@ from bayesgmm.covariance import Array
 from bayesgmm.data.cells import (
     Missing,
     count,
+    floats_of,
     listed,
     refuse_not_finite,
     refuse_unknown,
     shown,
-    to_numbers,
-    why_not_numeric,
 )
+from bayesgmm.data.streamed import Stream, of_rows, stored, stream_of
 from bayesgmm.errors import (
     ArgumentError,
     ColumnNameError,
     EmptyDataError,
-    NonNumericError,
     ShapeError,
 )
-
-_EXACT = 2**53  # every integer up to here is a float64
+from bayesgmm.streams import blocks, is_finite, room_like
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,8 @@ def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing =
     ----------
     X : (n, d) table, or one column of length n
         A pandas, polars or pyarrow table, an xarray DataArray, a mapping from names to columns,
-        nested sequences, or anything that NumPy can convert.
+        nested sequences, or anything that NumPy can convert. Dask's arrays and DataFrames and
+        memory-mapped arrays go to a file, in blocks (`streamed`).
     columns : sequence of str, optional
         Names of the columns to use, in this order. Default: all.
     missing : {"error", "drop", "marginalise"}
@@ -111,9 +110,22 @@ def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing =
                 f"it has {listed(names, 30)}"
             )
         chosen = [j for name in wanted for j, found in enumerate(names) if found == name]
-        frame, names = frame.iloc[:, chosen], tuple(names[j] for j in chosen)
+        frame, names = _taken(frame, chosen), tuple(names[j] for j in chosen)
     _refuse_duplicates(names)
     return _numbers(frame, names, missing)
+
+
+def once(X: Any) -> Any:
+    """Return X; in place of what is computed when it is read, such as Dask's, what was read of it.
+
+    For verbs that read a table more than once.
+    """
+    stream = stream_of(X)
+    if stream is None or stream.whole is not None:
+        return X
+    values, epsilon, index = stored(stream, _names(stream.columns))
+    found = replace(of_rows(values, stream.columns), is_named=stream.is_named)
+    return replace(found, index=index, epsilon=epsilon)
 
 
 def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
@@ -153,9 +165,10 @@ def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
                 "these columns, in any order, or a plain array in this order"
             )
         _refuse_duplicates(found)
-        frame = frame.iloc[:, [found.index(name) for name in wanted]]
+        frame = _taken(frame, [found.index(name) for name in wanted])
     elif len(found) != len(wanted):
-        is_one_row = len(found) == 1 and len(frame) == len(wanted)
+        n = len(frame) if isinstance(frame, pd.DataFrame) else -1
+        is_one_row = len(found) == 1 and n == len(wanted)
         raise ShapeError(
             f"X has {count(len(found), 'column')}, but the mixture was fitted to "
             f"{len(wanted)} ({listed(wanted, 30)})"
@@ -167,8 +180,13 @@ def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
 # Containers: everything becomes a DataFrame, without a copy where that is possible.
 
 
-def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
-    """Return X as a DataFrame, and whether its columns came with names."""
+def _frame(X: Any) -> tuple[pd.DataFrame | Stream, bool]:
+    """Return X as a DataFrame or a stream, and whether its columns came with names."""
+    stream = stream_of(X)
+    if stream is not None:
+        if not len(stream.columns):
+            raise EmptyDataError("X has no columns; pass at least one")
+        return stream, stream.is_named
     if isinstance(X, pd.DataFrame):
         frame, is_named = X, not isinstance(X.columns, pd.RangeIndex)
     elif isinstance(X, pd.Series):
@@ -187,7 +205,7 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
         frame, is_named = _frame_of_columns(list(X.column_names), X), True
     elif hasattr(X, "collect"):  # a lazy polars frame
         return _frame(X.collect())
-    elif hasattr(X, "columns") and hasattr(X, "__getitem__"):  # polars, dask
+    elif hasattr(X, "columns") and hasattr(X, "__getitem__"):  # polars
         frame, is_named = _frame_of_columns(list(X.columns), X), True
     else:
         array, name = _array(X), getattr(X, "name", None)
@@ -200,6 +218,10 @@ def _frame(X: Any) -> tuple[pd.DataFrame, bool]:
     if len(frame) == 0:
         raise EmptyDataError("X has no rows; was everything filtered out?")
     return frame, is_named
+
+
+def _taken(frame: pd.DataFrame | Stream, chosen: list[int]) -> pd.DataFrame | Stream:
+    return frame.take(chosen) if isinstance(frame, Stream) else frame.iloc[:, chosen]
 
 
 def _frame_of_data_array(X: xr.DataArray) -> tuple[pd.DataFrame, bool]:
@@ -306,38 +328,31 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 # Numbers
 
 
-def _numbers(frame: pd.DataFrame, names: tuple[str, ...], missing: Missing) -> Table:
-    n, d = frame.shape
-    values = np.empty((n, d))
-    epsilon = np.zeros(d)
-    integers: dict[int, tuple[int, Array]] = {}
-    offenders: dict[int, str] = {}
-    for j in range(d):
-        column = to_numbers(frame.iloc[:, j])
-        if isinstance(column, str):
-            offenders[j] = column
-            continue
-        with np.errstate(over="ignore"):  # a long double beyond 1e308 is reported as infinite
-            values[:, j] = column
-        if column.dtype.kind == "f":
-            epsilon[j] = max(np.finfo(np.float64).eps, np.finfo(column.dtype).eps)
-        elif max(-int(column.min()), int(column.max())) > _EXACT:
-            smallest = int(column.min())
-            # Modulo 2**64, so no difference overflows whatever the signs.
-            difference = column.view(np.uint64) - np.uint64(smallest % 2**64)
-            integers[j] = (smallest, difference.astype(np.float64))
-    if offenders:
-        raise NonNumericError(why_not_numeric(frame, names, offenders))
-    if np.isfinite(values).all():
-        return Table(values, names, frame.index, epsilon, integers)
-    refuse_not_finite(values, names, frame.index, missing)
+def _numbers(frame: pd.DataFrame | Stream, names: tuple[str, ...], missing: Missing) -> Table:
+    if isinstance(frame, Stream):
+        values, epsilon, index = stored(frame, names)
+        found = Table(values, names, index, epsilon, {})
+    else:
+        values, epsilon, integers = floats_of(frame, names)
+        found = Table(values, names, frame.index, epsilon, integers)
+    if is_finite(values):
+        return found
+    refuse_not_finite(values, names, found.index, missing)
     if missing == "marginalise":
-        return Table(values, names, frame.index, epsilon, integers)
-    kept = np.flatnonzero(~np.isnan(values).any(axis=1))
+        return found
+    n, whole = len(values), found.index
+    complete = [np.flatnonzero(~np.isnan(values[p]).any(axis=1)) + p.start for p in blocks(n)]
+    kept = np.concatenate(complete)
     if not len(kept):
         raise EmptyDataError(
             f"X has missing values in each of its {count(n, 'row')}: none is left; "
             "missing='marginalise' uses incomplete rows"
         )
-    left = _numbers(frame.iloc[kept], names, missing)
-    return replace(left, kept=kept, whole=frame.index)
+    if isinstance(frame, Stream):
+        left = room_like(values, len(kept), len(names))
+        for part in blocks(len(kept)):
+            left[part] = values[kept[part]]
+        found = replace(found, values=left, index=found.index[kept])
+    else:
+        found = _numbers(frame.iloc[kept], names, missing)
+    return replace(found, kept=kept, whole=whole)

@@ -10,6 +10,7 @@ import xarray as xr
 
 from bayesgmm.display.words import SIDES
 from bayesgmm.rows import alignment_of, error_method, has_draws
+from bayesgmm.streams import Rows
 from bayesgmm.tree import names_of, spec_of
 
 CRITERIA = ("loglik", "aic", "bic", "icl", "n_params")
@@ -67,7 +68,11 @@ def _name(fit: xr.DataTree) -> str:
 
 def _prior_note(mle: xr.DataTree, post: xr.DataTree) -> str:
     own, other = spec_of(mle).prior, spec_of(post).prior
-    numbers = _prior_numbers(post)
+    stated = json.loads(post.attrs.get("prior", "{}"))
+    if isinstance(stated, str):  # of a model that is not the specification's
+        own_text = "no prior" if mle.attrs["estimate"] == "mle" else repr(own)
+        return f"{_name(mle)}: {own_text}; {_name(post)}: {stated}"
+    numbers = _prior_numbers(stated)
     if mle.attrs["estimate"] == "mle":
         # Of a bootstrap of maximum likelihood, too, the specification's prior is not used.
         theirs = "no prior" if post.attrs.get("of") == "mle" else f"{other!r}{numbers}"
@@ -77,7 +82,7 @@ def _prior_note(mle: xr.DataTree, post: xr.DataTree) -> str:
     return f"different priors: {_name(mle)}: {own!r}; {_name(post)}: {other!r}{numbers}"
 
 
-def _prior_numbers(post: xr.DataTree) -> str:
+def _prior_numbers(stated: dict[str, Any]) -> str:
     """What the prior's defaults came to for these data, where the fit says so."""
 
     def text(value: Any) -> str:
@@ -87,24 +92,26 @@ def _prior_numbers(post: xr.DataTree) -> str:
             return "[" + ", ".join(map(text, value)) + "]"
         return f"{value:.6g}" if isinstance(value, int | float) else str(value)
 
-    if "prior" not in post.attrs:
+    if not stated:
         return ""
-    found = json.loads(post.attrs["prior"])
-    numbers = "; ".join(f"{name} = {text(value)}" for name, value in found.items())
+    numbers = "; ".join(f"{name} = {text(value)}" for name, value in stated.items())
     return f" (in units of the data: {numbers})"
 
 
 def _describe_data(fit: xr.DataTree) -> dict[str, Any]:
     x = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").to_numpy()
+    rows = Rows(x, np.empty(0))
+    mean, (low, high) = rows.means(lambda part: part), rows.extremes()
+    count, square = rows.observed(), rows.means(lambda part: (part - mean) ** 2)
     return {
         "n": len(x),
         "total_weight": float(fit["constant_data"]["sample_weight"].to_numpy().sum()),
         "names": list(names_of(fit)),
         # Of what is observed, where values are missing.
-        "mean": np.nanmean(x, axis=0).tolist(),
-        "sd": np.nanstd(x, axis=0, ddof=1).tolist(),
-        "min": np.nanmin(x, axis=0).tolist(),
-        "max": np.nanmax(x, axis=0).tolist(),
+        "mean": mean.tolist(),
+        "sd": np.sqrt(square * count / (count - 1.0)).tolist(),
+        "min": low.tolist(),
+        "max": high.tolist(),
     }
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from bayesgmm.em.result import order_of, result
 from bayesgmm.em.rivals import at_the_best, rivals_of
 from bayesgmm.em.search import Runner, Settings, find, keeps_order
 from bayesgmm.em.spikes import are_spikes
-from bayesgmm.em.tails import Tails, tails
+from bayesgmm.em.tails import tails
 from bayesgmm.em.verdict import em_verdict
 from bayesgmm.errors import (
     ArgumentError,
@@ -41,16 +40,17 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
-from bayesgmm.groups import MOST_KINDS, rows
+from bayesgmm.groups import MOST_KINDS
 from bayesgmm.information.fixed import Fixed, read_fixed
 from bayesgmm.information.observed import Information, observed_information
 from bayesgmm.information.uncertainty import Kind, checked_kind, uncertainty
 from bayesgmm.mixture import GaussianMixture, refuse_other
-from bayesgmm.moments import Noise, Parameters
+from bayesgmm.moments import Noise
 from bayesgmm.noise import SHARE, Region, region_around, shifted
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
+from bayesgmm.streams import Rows
 
 MAX_SE_PARAMETERS = 2000  # beyond, the information matrix is large and must be asked for
 
@@ -217,7 +217,7 @@ def fit_em(
     verdict = em_verdict(
         **_facts(data, family, runs, best, twins, information, tol),
         rivals=rivals,
-        tails=_tails(data, ranked),
+        tails=tails(data.groups, ranked),
         index=data.index,
     )
     fit = result(
@@ -313,8 +313,7 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
         raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
     if isinstance(spec.noise, float):
         return Region(math.log(spec.noise))
-    present = data.values[data.weight > 0] if data.weight.size else data.values
-    return region_around(present, data.center)
+    return region_around(Rows(data.values, data.weight), data.center)
 
 
 def seed_of(random_seed: int | None) -> int:
@@ -408,17 +407,6 @@ def _facts(
         "family": family,
         "d": data.d,
     }
-
-
-def _tails(data: Data, parameters: Parameters) -> Tails | None:
-    """Return how far out complete rows are."""
-    whole = np.flatnonzero(~np.isnan(data.x).any(axis=1))
-    if not len(whole):
-        return None
-    r = rows(data.groups, parameters, data.n)[1]
-    weight = data.weight[whole] if len(data.weight) else data.weight
-    found = tails(data.x[whole], r[whole, : parameters.k], weight, parameters)  # not noise
-    return replace(found, row=int(whole[found.row])) if found else None
 
 
 def _next_best(runs: list[Run], family: Covariance) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -18,11 +20,12 @@ from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import Run
 from bayesgmm.em.multistart import is_interrupted
 from bayesgmm.em.rivals import Rival
-from bayesgmm.groups import rows
+from bayesgmm.groups import row_blocks
 from bayesgmm.information.observed import Information
 from bayesgmm.information.uncertainty import METHODS, Uncertainty
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Parameters
+from bayesgmm.moments import Array, Parameters
+from bayesgmm.streams import room_like
 
 Order = NDArray[np.intp]
 
@@ -61,15 +64,11 @@ def result(
     """Return the tree of a fit, its components in an order (k,)."""
     top = runs[best]
     parameters = top.parameters.take(order)
-    row, r = rows(data.groups, parameters, data.n)
-    row = row + data.row_log_jacobian
-    weight = data.weight if len(data.weight) else np.ones(data.n)
-    loglik = float(weight @ row)
+    row, loglik, entropy, r = _of_rows(data, parameters, keep_responsibilities)
+    weight = data.weight if len(data.weight) else np.broadcast_to(1.0, data.n)
     natural = data.to_data_units(parameters)
     p = spec.n_parameters(data.d) - n_fixed
     bic = -2.0 * loglik + p * np.log(data.total_weight)
-    with np.errstate(divide="ignore"):
-        icl = bic - 2.0 * float(weight @ np.log(r.max(axis=1)))
     both, chain = ("chain", "draw"), {"chain": [0], "draw": [0]}
     shift = data.log_jacobian
     groups: dict[str, xr.Dataset] = {
@@ -89,10 +88,8 @@ def result(
             },
             coords=chain,
         ),
-        "criteria": _criteria(loglik, p, bic, icl),
-        "log_likelihood": xr.Dataset(
-            {"x": (("chain", "draw", "obs"), (weight * row)[None, None])}, chain
-        ),
+        "criteria": _criteria(loglik, p, bic, bic + 2.0 * entropy),
+        "log_likelihood": xr.Dataset({"x": (("chain", "draw", "obs"), row[None, None])}, chain),
         "observed_data": xr.Dataset({"x": (("obs", "feature"), data.values)}),
         "constant_data": xr.Dataset({"sample_weight": ("obs", weight)}),
         "starts": _starts_table(runs, best, shift),
@@ -107,7 +104,7 @@ def result(
         groups["rivals"] = _rivals_table(rivals, data.names)
     if errors is not None:
         groups["standard_error"] = _standard_errors(errors, data, order)
-    if keep_responsibilities:
+    if r is not None:
         groups["responsibilities"] = xr.Dataset(
             {"responsibility": (("obs", "cluster"), r[:, : parameters.k])},
             coords={"obs": index, "cluster": np.arange(parameters.k)},
@@ -127,6 +124,31 @@ def result(
     return fit
 
 
+def _of_rows(
+    data: Data, parameters: Parameters, keep_responsibilities: bool
+) -> tuple[Array, float, float, Array | None]:
+    """What a mixture says of the rows: weighted log-densities (n,) in data units, and their sum.
+
+    Then minus the sum of the logarithms of the largest responsibilities, and (n, k) all of them.
+    """
+    jacobian = data.row_log_jacobian
+    row = room_like(data.x, data.n)
+    r = room_like(data.x, data.n, len(parameters.weights)) if keep_responsibilities else None
+    loglik, entropy = [], []
+    for part in row_blocks(data.groups, parameters):
+        density = part.density + (jacobian if isinstance(jacobian, float) else jacobian[part.place])
+        with np.errstate(divide="ignore"):
+            sure = np.log(part.responsibility.max(axis=1))
+        if len(part.group.weight):
+            density, sure = density * part.group.weight, sure * part.group.weight
+        row[part.place] = density
+        loglik.append(float(density.sum()))
+        entropy.append(-float(sure.sum()))
+        if r is not None:
+            r[part.place] = part.responsibility
+    return row, math.fsum(loglik), math.fsum(entropy), r
+
+
 def package_version() -> str:
     """Return the version of this package."""
     from importlib.metadata import version
@@ -134,8 +156,10 @@ def package_version() -> str:
     return version("bayesgmm")
 
 
-def plain_index(index: Any) -> np.ndarray[Any, Any]:
+def plain_index(index: Any) -> np.ndarray[Any, Any] | pd.RangeIndex:
     """Row labels that NetCDF can hold: numbers and strings as they are, the rest as strings."""
+    if isinstance(index, pd.RangeIndex):
+        return index  # as long as it may be, it is three numbers
     values = np.asarray(index)
     return values if values.dtype.kind in "iuf" else np.array([str(v) for v in index])
 

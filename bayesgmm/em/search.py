@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data
@@ -22,6 +23,7 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import crowded, with_noise
 from bayesgmm.resolved import PseudoData
+from bayesgmm.streams import blocks
 
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
@@ -128,9 +130,7 @@ def find(
     Runner
         To run on.
     """
-    sample = data
-    if data.n > SAMPLE:
-        sample = data.rows(np.sort(rng.choice(data.n, SAMPLE, replace=False)))
+    sample = sampled(data, rng) if data.n > SAMPLE else data
     runner = Runner(data, sample, family, settings)
     parts: list[Partition] = []
     inner = _inner(sample, settings, k)
@@ -138,14 +138,12 @@ def find(
         parts = partitions(inner or sample, k, None, n_starts, rng)
         begins = [p.begin(family) for p in parts]
     else:
-        begins = starts(sample, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
+        among: dict[str, Any] = {"inner": inner, "sample": sample}
+        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, **among)
     # Few of the default partitions may differ; the search is no less thorough for that.
     is_thorough = len(begins) > n_finish or (len(parts) > 0 and n_starts > n_finish)
     if settings.assignment == "stochastic":  # no run says early what it promises
         n_finish, is_thorough = len(begins), False
-    if len(begins) <= n_finish and sample is not data:
-        inner = _inner(data, settings, k)
-        begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, inner=inner)
     fixed = settings.fixed
     begins = in_order(begins, sample, family, fixed)
     seeds = rng.integers(2**63, size=len(begins))
@@ -164,6 +162,31 @@ def find(
             runs += _moved(runner, runs, n_workers, track, rng)
     twins += range(len(twins), len(runs))
     return runs, twins, runner
+
+
+def sampled(data: Data, rng: np.random.Generator) -> Data:
+    """Return some rows, equal neighbours taken for one, so that repeated rows are weights."""
+    x, known = data.values, data.probability
+    is_new = np.ones(data.n, dtype=bool)
+    for part in blocks(data.n - 1):
+        after = slice(part.start + 1, part.stop + 1)
+        is_new[after] = _differ(x[after], x[part])
+        if len(known):
+            is_new[after] |= _differ(known[after], known[part])
+    if is_new.all():
+        return data.rows(np.sort(rng.choice(data.n, SAMPLE, replace=False)))
+    first = np.flatnonzero(is_new)
+    weight = np.add.reduceat(data.weight if len(data.weight) else np.ones(data.n), first)
+    first, weight = first[weight > 0], weight[weight > 0]
+    if len(first) > SAMPLE:
+        chosen = np.sort(rng.choice(len(first), SAMPLE, replace=False))
+        first, weight = first[chosen], weight[chosen]
+    return data.rows(first).with_weight(weight)
+
+
+def _differ(rows: Array, others: Array) -> NDArray[np.bool_]:
+    both_missing = (rows != rows) & (others != others)
+    return np.asarray(((rows != others) & ~both_missing).any(axis=1))
 
 
 def _inner(data: Data, settings: Settings, k: int) -> Data | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import cycle, islice
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,19 @@ from bayesgmm.em import hierarchical
 from bayesgmm.em.hierarchical import Labels
 from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import NO_LABELS, rows, split, table
-from bayesgmm.moments import Array, Noise, Parameters, accumulate, from_responsibilities, scatter
+from bayesgmm.moments import (
+    UNWEIGHTED,
+    Array,
+    Noise,
+    Parameters,
+    accumulate,
+    from_responsibilities,
+    scatter,
+)
 from bayesgmm.noise import NOISE
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
+from bayesgmm.streams import Rows, blocks
 
 GIVEN = ("parameters", "labels")  # the user's own
 OTHERS = ("kmeans", "random", "random", "random")  # k-means often finds the same again
@@ -55,6 +67,7 @@ def starts(
     n_starts: int,
     rng: np.random.Generator,
     inner: Data | None = None,
+    sample: Data | None = None,
 ) -> list[Start]:
     """Return the starting values that ``start`` asks for.
 
@@ -66,6 +79,8 @@ def starts(
         and methods give ``n_starts`` each.
     inner : Data, optional
         With a noise component: the rows that clusters are looked for in. Labels may be -1 then.
+    sample : Data, optional
+        Some of the rows, where methods without noise look. Default: all.
 
     Raises
     ------
@@ -73,21 +88,20 @@ def starts(
         Naming ``start`` if it is none of these or does not suit the data.
     """
     if isinstance(start, list | tuple) and any(not isinstance(s, int | np.integer) for s in start):
-        several = (
-            starts(data, family, k, start=s, n_starts=n_starts, rng=rng, inner=inner) for s in start
-        )
+        alike: dict[str, Any] = {"n_starts": n_starts, "rng": rng, "inner": inner, "sample": sample}
+        several = (starts(data, family, k, start=s, **alike) for s in start)
         return [one for some in several for one in some]
     if isinstance(start, Parameters | xr.Dataset | xr.DataTree):
         return [Start("parameters", data.to_anchored(_given_parameters(start, k, data.d)))]
     if start is None or isinstance(start, str):
         if start is not None and start not in METHODS:
             raise ArgumentError("start", f"{start!r} is unknown; use one of {', '.join(METHODS)}")
+        rows = inner or sample or data
         if k == 1:
             # With pseudo-data, without which few rows have a singular covariance even for MAP.
-            rows = inner or data
             labels = np.zeros(rows.n, int)
             return [Start("moments", from_labels(rows, family, labels, 1, regularised=True))]
-        return [p.begin(family) for p in partitions(inner or data, k, start, n_starts, rng)]
+        return [p.begin(family) for p in partitions(rows, k, start, n_starts, rng)]
     labels = _given_labels(start, k, data, least=0 if inner is None else -1)
     rows = data
     if (labels < 0).any():
@@ -183,14 +197,23 @@ def from_labels(
     ``regularised`` adds the default conjugate prior's pseudo-data, so that a small group does not
     start with a singular covariance.
     """
-    return _from_shares(data, family, np.eye(k)[labels], regularised=regularised)
+
+    def share(part: slice) -> Array:
+        return np.eye(k)[labels[part]]
+
+    return _from_shares(data, family, k, share, regularised=regularised)
 
 
 def _from_shares(
-    data: Data, family: Covariance, share: Array, *, regularised: bool = False
+    data: Data,
+    family: Covariance,
+    k: int,
+    share: Callable[[slice], Array],
+    *,
+    regularised: bool = False,
 ) -> Parameters:
-    """As `from_labels`, from shares (n, k) of the rows; what is missing is as in one normal."""
-    k, variance = share.shape[1], np.diagonal(data.covariance)
+    """As `from_labels`, from shares (m, k) of a part of the rows; what is missing: one normal's."""
+    variance = np.diagonal(data.covariance)
     one = np.diag(variance) if data.is_complete else data.covariance
     about = Parameters(
         np.full(k, 1.0 / k),
@@ -198,9 +221,15 @@ def _from_shares(
         np.broadcast_to(one, (k, data.d, data.d)),
     )
     if data.is_complete:
-        moments = from_responsibilities(data.x, share, about, data.weight)
+        w = data.weight
+        each = (
+            from_responsibilities(data.x[part], share(part), about, w[part] if len(w) else w)
+            for part in blocks(data.n)
+        )
+        moments = reduce(add, each)
     else:
-        moments = table(split(data.x, data.weight, share), about, accumulate)
+        every = share(slice(None))
+        moments = table(split(data.x, data.weight, every), about, accumulate)
     weight = moments.weight_count / moments.weight_count.sum()
     if regularised:
         # By the diagonal, which is definite even where there are fewer rows than columns.
@@ -223,7 +252,7 @@ def with_labels(data: Data, family: Covariance, k: int, begins: list[Start]) -> 
         return begins
     part = data.rows(known)
     weight = part.weight if len(part.weight) else np.ones(part.n)
-    share = weight[:, None] * part.probability
+    share, k = weight[:, None] * part.probability, part.probability.shape[1]
     groups = split(part.x)
 
     def matched(one: Start) -> Start:
@@ -236,7 +265,8 @@ def with_labels(data: Data, family: Covariance, k: int, begins: list[Start]) -> 
 
     begins = [one if one.method in GIVEN else matched(one) for one in begins]
     if share.sum(axis=0).min() >= 1.0 and any(one.method not in GIVEN for one in begins):
-        of_known = _from_shares(part, family, part.probability, regularised=True)
+        known_share = part.probability.__getitem__
+        of_known = _from_shares(part, family, k, known_share, regularised=True)
         begins = [Start("known labels", of_known), *begins]
     return begins
 
@@ -350,9 +380,9 @@ def _agglomerated(data: Data, k: int, method: str, rng: np.random.Generator) -> 
         some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
         distinct, count = distinct[some], count[some]
     if method == "ward":
-        sd, near = np.sqrt(np.diagonal(data.covariance)), ~far_rows(distinct)[0]
-        if not near.all():  # far from all others in any direction, and so groups of their own
-            sd = distinct[near].std(axis=0)
+        sd, far = np.sqrt(np.diagonal(data.covariance)), far_rows(Rows(distinct, UNWEIGHTED))
+        if far is not None:  # far from all others in any direction, and so groups of their own
+            sd = np.delete(distinct, far.rows, axis=0).std(axis=0)
         labels = hierarchical.ward(distinct / np.where(sd > 0, sd, 1.0), k)
     else:
         labels = hierarchical.ellipsoids(

@@ -20,15 +20,16 @@ Mardia (1970), Biometrika 57, 519-530.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
 
-from bayesgmm.moments import Array, Parameters, from_responsibilities, scatter
+from bayesgmm.groups import Group, row_blocks
+from bayesgmm.moments import Array, Moments, Parameters, from_responsibilities, scatter
 
-_ROWS = 4096  # rows that are taken together
 # Heavy: so many standard errors, and so many times the fourth moment of a normal distribution.
 STRONG, LARGE = 5.0, 1.5
 
@@ -65,40 +66,46 @@ class Tails:
         return is_large and self.distance > self.usual
 
 
-def tails(x: Array, r: Array, weight: Array, about: Parameters) -> Tails | None:
-    """Return how far out rows are; None if no component has enough to tell.
+def tails(groups: Sequence[Group], about: Parameters) -> Tails | None:
+    """Return how far out complete rows are; None if no component has enough to tell.
 
     Parameters
     ----------
-    x : (n, d) array
-        Complete rows.
-    r : (n, k) array
-        Their responsibilities.
-    weight : (n,) array
-        Observation weights, or shape (0,) when all are one.
+    groups : sequence of Group
     about : Parameters
-        In the units of ``x``.
+        In the units of the groups.
     """
-    d = x.shape[1]
-    count = weight @ r if len(weight) else r.sum(axis=0)
+    complete, d = [group for group in groups if group.observed.all()], about.d
+    every: Moments | None = None
+    for block in row_blocks(complete, about):
+        r = block.responsibility[:, : about.k]  # not noise
+        sums = from_responsibilities(block.group.x, r, about, block.group.weight)
+        every = sums if every is None else every + sums
+    if every is None:
+        return None
+    count = every.mean_count
     enough = np.flatnonzero(count > 2.0 * (d + 2.0))
-    moments = from_responsibilities(x, r[:, enough], about.take(enough), weight)
-    mean, spread = scatter(moments, about.take(enough))
+    sums = Moments.of_data(every.loglik, count[enough], every.first[enough], every.second[enough])
+    mean, spread = scatter(sums, about.take(enough))
     regular = _are_regular(spread)
     enough, mean, spread = enough[regular], mean[regular], spread[regular]
     if not len(enough):
         return None
     own = Parameters(about.weight[enough], mean, spread / count[enough, None, None])
     fourth, far = 0.0, (0.0, 0, 0)
-    for begin in range(0, len(x), _ROWS):
-        part = x[begin : begin + _ROWS]
-        w = weight[begin : begin + _ROWS] if len(weight) else np.ones(len(part))
+    for block in row_blocks(complete, about):
+        x, w = block.group.x, block.group.weight
+        if not len(w):
+            w = np.ones(len(x))
         for j, m, whitening in zip(enough, own.mean, own.whitening, strict=True):
-            square = (((part - m) @ whitening.T) ** 2).sum(axis=1)
-            share = r[begin : begin + _ROWS, j]
+            square = (((x - m) @ whitening.T) ** 2).sum(axis=1)
+            share = block.responsibility[:, j]
             fourth += float((w * share) @ square**2)
             furthest = int(np.argmax(np.where((share > 0.5) & (w > 0), square, 0.0)))
-            far = max(far, (float(square[furthest]), begin + furthest, int(j)))
+            if square[furthest] > far[0]:
+                place = block.place
+                row = place.start + furthest if isinstance(place, slice) else place[furthest]
+                far = (float(square[furthest]), int(row), int(j))
     total = float(count[enough].sum())
     normal = d * (d + 2.0)
     return Tails(

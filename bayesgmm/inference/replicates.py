@@ -31,6 +31,7 @@ import xarray as xr
 
 from bayesgmm.data.mixing import refuse_unresolved
 from bayesgmm.data.observations import Data, read_for
+from bayesgmm.data.streamed import of_rows
 from bayesgmm.em.loop import UNUSABLE, Run, run
 from bayesgmm.em.start import Start
 from bayesgmm.errors import ArgumentError, DataWarning
@@ -41,6 +42,7 @@ from bayesgmm.noise import Region
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, pseudo_data
+from bayesgmm.streams import is_on_disk
 from bayesgmm.tree import names_of, point, spec_of
 
 
@@ -66,7 +68,10 @@ def data_of(fit: Any) -> Data:
     refuse_unresolved(point(fit).covariance)
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
-    table = pd.DataFrame(observed.to_numpy(), columns=list(names_of(fit)))
+    values, names = observed.to_numpy(), pd.Index(names_of(fit), dtype=object)
+    table: Any = pd.DataFrame(values, columns=names)
+    if is_on_disk(values):
+        table = of_rows(values, names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # said when the fit was made
         return read_for(

@@ -32,6 +32,7 @@ from bayesgmm.covariance import FAMILIES, ONE_DIMENSIONAL, Covariance
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import refuse_unresolved
 from bayesgmm.data.observations import read
+from bayesgmm.data.table import once
 from bayesgmm.em.fit import fit_em, seed_of
 from bayesgmm.em.moves import splits
 from bayesgmm.em.start import METHODS
@@ -173,6 +174,7 @@ def select(
     _known(criterion)
     whole_number("cores", cores, least=1)
     about: dict[str, Any] = {"sample_weight": sample_weight, "columns": columns, "missing": missing}
+    X = once(X)
     d = read(X, **about).d
     families, sizes = _families(covariance, d), _sizes(n_components)
     _check_labels(labels, sizes)

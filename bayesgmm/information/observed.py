@@ -178,11 +178,10 @@ def outer_products(
     matrix, gradient, total = np.zeros((size, size)), np.zeros(size), 0.0
     for view in views(groups, parameters.widened, diagonal=family.is_diagonal):
         x, weight = view.group.x, view.group.weight
-        r = view.rows()[1]
-        for begin in range(0, len(x), _ROWS):
-            part = slice(begin, begin + _ROWS)
-            score = _scores(x[part], r[part], view, parameters.k, around.basis)
-            scaled = score * weight[part] if len(weight) else score
+        for part in view.blocks(_ROWS):
+            own = part.group.weight
+            score = _scores(part.group.x, part.rows()[1], part, parameters.k, around.basis)
+            scaled = score * own if len(own) else score
             matrix += scaled @ score.T
             gradient += scaled.sum(axis=1)
         total += float(weight.sum()) if len(weight) else float(len(x))

@@ -19,6 +19,7 @@ from bayesgmm.checks import Verdict
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import refuse_unresolved
 from bayesgmm.data.observations import Data, read_for
+from bayesgmm.data.table import once
 from bayesgmm.em.fit import checked_region, fit_em, seed_of
 from bayesgmm.em.loop import UNUSABLE
 from bayesgmm.em.result import package_version, plain_index, versions
@@ -179,6 +180,7 @@ def begin(
         If nothing is free.
     """
     seed, clock = seed_of(random_seed), Clock()
+    X = once(X)
     with collected() as notes:
         data = read_for(spec, X, missing=missing, **known)
         prior = resolve(spec, data)
@@ -204,6 +206,7 @@ def collect(
     points: Array,
     stats: xr.Dataset,
     log_likelihood: bool | None,
+    raw: dict[str, Array] | None = None,
 ) -> tuple[xr.DataTree, Array | None]:
     """Return draws as a fit, without a verdict, and the margins of their labels.
 
@@ -217,6 +220,8 @@ def collect(
         The sampler's statistics, by chain and draw, among them ``lp``, the target's value.
     log_likelihood : bool or None
         Whether to keep the log-likelihood of every row, and compute PSIS-LOO.
+    raw : dict of str to array, optional
+        The parameters at these points, where they are known to more digits.
 
     Returns
     -------
@@ -226,7 +231,7 @@ def collect(
     """
     family, k = spec.covariance, spec.n_components
     data, target = task.data, task.target
-    raw = target.parameters(points)
+    raw = target.parameters(points) if raw is None else raw
     chains, kept = raw["mean"].shape[:2]
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in raw.items()}
     labels = align(flat["weight"], flat["mean"], flat["covariance"], task.pivot, task.kinds)
@@ -249,6 +254,7 @@ def collect(
     among = raw["weight"] / raw["weight"].sum(axis=-1, keepdims=True)  # without noise
     free = label_free(among, raw["mean"], raw["covariance"]) | {"loglik": loglik}
     obs = plain_index(data.index)
+    weight = data.weight if len(data.weight) else np.broadcast_to(1.0, data.n)
     groups = {
         "posterior": posterior,
         "posterior_raw": tree.dataset(raw, data.names, both),
@@ -265,7 +271,7 @@ def collect(
             {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
         ),
         "constant_data": xr.Dataset(
-            {"sample_weight": ("obs", data.weight if len(data.weight) else np.ones(data.n))},
+            {"sample_weight": ("obs", weight)},
             {"obs": obs},
         ),
     }
