@@ -27,8 +27,8 @@ from bayesgmm.em.loop import (
 )
 from bayesgmm.em.multistart import is_interrupted
 from bayesgmm.em.result import order_of, result
-from bayesgmm.em.rivals import at_the_best, rivals_of
-from bayesgmm.em.search import Runner, Settings, find, keeps_order
+from bayesgmm.em.rivals import at_the_best, optima_of, rivals_of
+from bayesgmm.em.search import Runner, Settings, find, keeps_order, kinds
 from bayesgmm.em.spikes import are_spikes
 from bayesgmm.em.tails import tails
 from bayesgmm.em.verdict import em_verdict
@@ -229,6 +229,7 @@ def fit_em(
         errors,
         order,
         rivals,
+        optima_of(runs, ranked, data, kinds(data.probability, held)),
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
         n_fixed=held.count(k, data.d, family) if held else 0,
