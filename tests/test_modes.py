@@ -212,9 +212,13 @@ class TestVerdict:
         assert "see the check modes" in check(post, "rhat").advice
 
     def test_a_mean_of_unlike_modes_is_not_silent(self, post: xr.DataTree) -> None:
-        with pytest.warns(PosteriorWarning, match="draws in unlike modes") as caught:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             bg.summary(post)
-        assert caught[0].message.code == "modes-averaged"
+        assert "draws in unlike modes" in str(caught[0].message)
+        codes = [w.message.code for w in caught]
+        # Seen from one solution, the labels of the other are anyone's guess.
+        assert codes == ["modes-averaged", "ambiguous-labels"]
         assert caught[0].filename == __file__
         assert len(bg.summary(bg.mode(post, 1))) == 8  # warnings are errors
 
@@ -306,7 +310,7 @@ class TestParts:
         )
         assert check(every, "modes").status == "ok"
         assert every.attrs["draws"] == "independent"
-        assert (bg.summary(every)["r_hat"] == 1).all()
+        assert (bg.summary(every, allow_ambiguous=True)["r_hat"] == 1).all()
         again = bg.combine_modes(post, random_seed=2)
         np.testing.assert_array_equal(again["posterior"]["mean"], draws[1])
 
