@@ -33,11 +33,12 @@ test: .venv/.stamp  ## run the tests (WORKERS=2, ARGS="-k name")
 validate: .venv/.stamp  ## run the long tests that `make test` leaves out
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
-studies: .venv/.stamp  ## simulate how often intervals and tests are right, search for all optima: hours; writes docs/
+studies: .venv/.stamp  ## simulate how often intervals, tests and posteriors are right, search for all optima: hours; writes docs/
 	$(PY) -m validation.coverage --workers $(WORKERS) --out docs/coverage.md
 	$(PY) -m validation.missing --workers $(WORKERS) --out docs/missing.md
 	$(PY) -m validation.lrt --workers $(WORKERS) --out docs/lrt.md
 	$(PY) -m validation.optima --workers $(WORKERS) --out docs/optima.md
+	$(PY) -m validation.sbc --workers $(WORKERS) --out docs/sbc.md
 
 # Peers are installed here and nowhere else.
 .venv/.bench: .venv/.stamp

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from bayesgmm.posterior.imported import from_draws as from_draws
     from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
     from bayesgmm.posterior.model import to_pymc as to_pymc
+    from bayesgmm.posterior.modes import combine_modes as combine_modes
+    from bayesgmm.posterior.modes import mode as mode
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
@@ -88,6 +90,7 @@ _WHERE = {
     "bootstrap": "inference.resampling",
     "bootstrap_lrt": "inference.lrt",
     "coclustering": "allocation.coclustering",
+    "combine_modes": "posterior.modes",
     "compare": "display.comparison",
     "conditional": "conditioning",
     "derived": "inference.delta",
@@ -99,6 +102,7 @@ _WHERE = {
     "jackknife": "inference.resampling",
     "load": "tree",
     "marginal": "conditioning",
+    "mode": "posterior.modes",
     "partition": "allocation.partition",
     "percentile_intervals": "inference.resampling",
     "plot_coclustering": "display.plots_posterior",

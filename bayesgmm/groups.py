@@ -99,6 +99,13 @@ class Group:
         with np.errstate(divide="ignore"):
             return constant + np.log(self.plausibility)
 
+    @property
+    def may_be_noise(self) -> Array | float:
+        """Plausibility of noise, (m,) or the same for all: 0 where something is known of a row."""
+        if self.plausibility.ndim < 2:
+            return 0.0 if self.plausibility.size else 1.0
+        return (self.plausibility == 1.0).all(axis=1).astype(np.float64)
+
     def blocks(self, size: int) -> Iterator[Group]:
         """Yield the group in parts of at most ``size`` rows, whose ``rows`` are within it."""
         for begin in range(0, len(self.x), size):
@@ -157,6 +164,15 @@ def split(
     return tuple(groups)
 
 
+def with_noise_last(probability: Array) -> Array:
+    """Return plausibilities (n, k + 1) of components and noise from those of components alone.
+
+    A row of whose component something is known is of one of them; any other may be noise.
+    """
+    plausibility = probability / probability.max(axis=1, keepdims=True)
+    return np.column_stack([plausibility, (plausibility == 1.0).all(axis=1)])
+
+
 def _kinds(rows: NDArray[Any]) -> Index:
     """Return the number of each row among the different ones, in their own order."""
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
@@ -201,27 +217,47 @@ class Layout:
         return self.order, self.begin, self.observed, self.factor, self.known
 
 
-def layout(groups: Sequence[Group], k: int) -> Layout:
-    """Return groups of rows, of k components, as arrays."""
+def layout(groups: Sequence[Group], k: int, of_noise: Array | None = None) -> Layout:
+    """Return groups of rows, of k components, as arrays.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    k : int
+        Without noise.
+    of_noise : (d,) array, optional
+        Noise is one component more, and its log-weight gets this added for what is missing.
+    """
     x, weight = groups[0].x, groups[0].weight
-    d, nothing = x.shape[1], np.empty(0)
+    d, nothing, every = x.shape[1], np.empty(0), k if of_noise is None else k + 1
     if len(groups) == 1 and groups[0].is_plain:
-        return Layout(x, weight, nothing, nothing, np.empty((0, d)), *np.empty((2, 0, k)))
+        return Layout(x, weight, nothing, nothing, np.empty((0, d)), *np.empty((2, 0, every)))
     sizes = [len(group.x) for group in groups]
-    known = np.empty((0, k))
-    if any(group.plausibility.ndim == 2 for group in groups):
-        each = [g.plausibility if g.plausibility.ndim == 2 else np.ones((1, k)) for g in groups]
-        by_row = [np.broadcast_to(one, (m, k)) for one, m in zip(each, sizes, strict=True)]
-        with np.errstate(divide="ignore"):
+    observed = np.array([group.observed for group in groups], dtype=np.float64)
+    factor = np.array([np.broadcast_to(group.log_factor, k) for group in groups])
+    known = np.empty((0, every))
+    with np.errstate(divide="ignore"):
+        if any(group.plausibility.ndim == 2 for group in groups):
+            each = [g.plausibility if g.plausibility.ndim == 2 else np.ones((1, k)) for g in groups]
+            by_row = [np.broadcast_to(one, (m, k)) for one, m in zip(each, sizes, strict=True)]
             known = np.log(np.concatenate(by_row))
-    every = np.arange(sum(sizes))
+        if of_noise is not None:
+            may = [g.may_be_noise for g in groups]
+            level = (1.0 - observed) @ of_noise
+            if len(known):
+                filled = [np.broadcast_to(one, m) for one, m in zip(may, sizes, strict=True)]
+                known = np.column_stack([known, np.log(np.concatenate(filled))])
+            else:
+                level = level + np.log(np.array(may, dtype=np.float64))
+            factor = np.column_stack([factor, level])
+    places = np.arange(sum(sizes))
     return Layout(
         np.concatenate([group.x for group in groups]),
         np.concatenate([group.weight for group in groups]),
-        np.concatenate([every[group.rows] for group in groups]).astype(np.float64),
+        np.concatenate([places[group.rows] for group in groups]).astype(np.float64),
         np.cumsum([0, *sizes], dtype=np.float64),
-        np.array([group.observed for group in groups], dtype=np.float64),
-        np.array([np.broadcast_to(group.log_factor, k) for group in groups]),
+        observed,
+        factor,
         known,
     )
 
@@ -237,7 +273,7 @@ class View:
     ----------
     group : Group
     marginal : Parameters
-        Its ``log_weight`` has the plausibilities in it.
+        Its ``log_weight`` has the plausibilities in it. Noise is a component, the last.
     loading : (k, d, d) array
         A of the module's formula, with columns of 0 for what is missing.
     """
@@ -252,6 +288,8 @@ class View:
         if known.ndim < 2:
             found = kernel.rows(self.group.x, p.log_weight, p.mean, p.whitening, True)
             return found[0], found[1].T
+        if known.shape[1] < p.k:
+            known = np.column_stack([known, self.group.may_be_noise])
         with np.errstate(divide="ignore"):
             log_known = np.log(known)
         joint = log_known.copy()
@@ -311,16 +349,22 @@ def _views(some: Sequence[Group], parameters: Parameters, *, diagonal: bool) -> 
         raise np.linalg.LinAlgError("a covariance of the observed columns is not positive definite")
     whitening = whitening.reshape(-1, k, d, d)
     loading = np.swapaxes(whitening @ (o[:, None, :, None] * parameters.factor), 2, 3)
-    found, log_weight = [], parameters.log_weight
+    found, log_weight, noise = [], parameters.log_weight, parameters.noise
+    nothing = np.zeros((0 if noise is None else 1, d, d))  # of noise no sum but the number counts
     for i, group in enumerate(some):
         if group.is_plain:
-            found.append(View(group, parameters, np.broadcast_to(np.eye(d), (k, d, d))))
+            eye = np.broadcast_to(np.eye(d), (k, d, d))
+            found.append(View(group, parameters.widened, np.concatenate([eye, nothing])))
             continue
-        one = Parameters(parameters.weight, mean[i], covariance[i])
+        own = None if noise is None else noise.of(group.observed)
+        one = Parameters(parameters.weight, mean[i], covariance[i], own)
         # What it would compute itself, from the weights alone and for each group anew.
         vars(one)["log_weight"] = log_weight + group.log_factor
         vars(one)["whitening"] = whitening[i]
-        found.append(View(group, one, loading[i]))
+        one = one.widened
+        if noise is not None and group.plausibility.ndim == 1 and group.plausibility.size:
+            vars(one)["log_weight"] = np.append(one.log_weight[:k], -np.inf)
+        found.append(View(group, one, np.concatenate([loading[i], nothing])))
     return found
 
 
@@ -362,15 +406,15 @@ def table(
     diagonal : bool
         Whether every covariance is diagonal.
     """
-    if parameters.noise is not None:
-        return _of_components(table(groups, parameters.widened, sums, diagonal=diagonal))
     if len(groups) == 1 and groups[0].is_plain:
-        return sums(groups[0].x, parameters, groups[0].weight)
-    parts = []
-    for some in _batches(groups, parameters):
-        several = _views(some, parameters, diagonal=diagonal)
-        parts.append(_completed([view.sums(sums) for view in several], several))
-    return sum(parts[1:], parts[0])
+        total = sums(groups[0].x, parameters.widened, groups[0].weight)
+    else:
+        parts = []
+        for some in _batches(groups, parameters):
+            several = _views(some, parameters, diagonal=diagonal)
+            parts.append(_completed([view.sums(sums) for view in several], several))
+        total = sum(parts[1:], parts[0])
+    return total if parameters.noise is None else _of_components(total)
 
 
 def _of_components(moments: Moments) -> Moments:
@@ -404,7 +448,7 @@ def rows(groups: Sequence[Group], parameters: Parameters, n: int) -> tuple[Array
 
     With a noise component its own are last, (n, k + 1).
     """
-    density, r = np.empty(n), np.empty((n, parameters.widened.k))
+    density, r = np.empty(n), np.empty((n, len(parameters.weights)))
     for part in row_blocks(groups, parameters):
         density[part.place], r[part.place] = part.density, part.responsibility
     return density, r
@@ -422,7 +466,7 @@ class Block:
 
 def row_blocks(groups: Sequence[Group], parameters: Parameters) -> Iterator[Block]:
     """Yield what `rows` returns, a block of rows at a time."""
-    for view in views(groups, parameters.widened):
+    for view in views(groups, parameters):
         for part in view.blocks(ROWS):
             place, within = view.group.rows, part.group.rows
             yield Block(

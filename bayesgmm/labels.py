@@ -241,6 +241,39 @@ def distance(a: Parameters, b: Parameters) -> float:
     return float(np.trace(cost[0]))
 
 
+def distances(
+    weight: Array,
+    mean: Array,
+    covariance: Array,
+    pivot: Parameters,
+    kinds: Labels | None = None,
+) -> tuple[Array, Labels]:
+    """Return the `distance` of every draw to a mixture, (s,), and the labelling that it is under.
+
+    Parameters
+    ----------
+    weight, mean, covariance, pivot, kinds
+        As of `align`.
+
+    Returns
+    -------
+    (s,) array
+        1, the largest distance, for draws that are no mixtures.
+    (s, k) integer array
+    """
+    k, d = pivot.k, pivot.d
+    order, found = np.tile(np.arange(k), (len(weight), 1)), np.ones(len(weight))
+    rows = np.flatnonzero(are_mixtures(weight, mean, covariance))
+    step = max(1, _BLOCK // (k * k * d * d))
+    for block in (rows[i : i + step] for i in range(0, len(rows), step)):
+        cost = _cost(weight[block], mean[block], covariance[block], pivot)
+        if kinds is not None:
+            cost[:, kinds[:, None] != kinds] = np.inf
+        order[block] = best = _assign(cost)
+        found[block] = np.take_along_axis(cost, best[:, None, :], axis=1).sum(axis=(1, 2))
+    return found, order
+
+
 def are_mixtures(weight: Array, mean: Array, covariance: Array) -> NDArray[np.bool_]:
     """Say which draws are finite, with covariances that are positive definite in floats."""
     usable = np.isfinite(weight).all(axis=1) & (weight >= 0).all(axis=1)

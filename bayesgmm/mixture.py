@@ -53,7 +53,8 @@ class GaussianMixture:
         Whether rows may belong to no component: a further one, of weight :math:`\pi_0`, is uniform
         with density 1/V (Banfield & Raftery 1993). True takes the smaller of two boxes around the
         data, along the columns or along their principal axes, as mclust does; a number is V itself,
-        in units of the data.
+        in units of the data. Where values are missing the box is along the columns, and noise is
+        uniform in those that are observed. A row of whose component something is known is no noise.
 
     Raises
     ------

@@ -57,10 +57,21 @@ class Noise:
         Its share of the rows.
     log_density : float
         Minus the logarithm of the region's volume; the same everywhere, also outside.
+    log_edges : tuple of float, optional
+        Logarithms of the region's lengths along the d columns, if it is a box along them.
     """
 
     weight: float
     log_density: float
+    log_edges: tuple[float, ...] | None = None
+
+    def of(self, observed: NDArray[np.bool_]) -> Noise:
+        """Return the noise of some columns alone; of a box along the columns it is uniform."""
+        if observed.all():
+            return self
+        if self.log_edges is None:
+            raise ValueError("noise that is no box along the columns is not uniform in some")
+        return replace(self, log_density=-float(np.array(self.log_edges)[observed].sum()))
 
 
 @dataclass(frozen=True, eq=False)

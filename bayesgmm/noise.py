@@ -48,6 +48,19 @@ class Region:
     corner: Array | None = None
     edges: Array | None = None
 
+    @property
+    def log_edges(self) -> Array | None:
+        """(d,) logarithms of the box's sides, if it is along the columns."""
+        if self.edges is None or np.any(self.edges != np.diag(np.diagonal(self.edges))):
+            return None
+        with np.errstate(divide="ignore"):
+            return np.log(np.diagonal(self.edges))
+
+    def noise(self, weight: float) -> Noise:
+        """Return noise of this region, in the units of the data."""
+        edges = self.log_edges
+        return Noise(weight, -self.log_volume, None if edges is None else tuple(edges.tolist()))
+
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         """Return (n, d) rows, uniform over the box.
 
@@ -84,33 +97,40 @@ def region_around(rows: Rows, center: Array) -> Region:
     Parameters
     ----------
     rows : Rows
-        In the units of the data, in which principal axes are meant.
+        In the units of the data, in which principal axes are meant. NaN where missing: then the box
+        is that along the columns, whose sides are those of what is observed.
     center : (d,) array
         Near them, so that an offset costs no digits.
     """
     d = len(center)
     axes = [np.eye(d)]
-    if d > 1:
-        unweighted = sum((y - center).sum(axis=0) for y, _ in rows) / rows.count()[0]
+    unweighted = sum((y - center).sum(axis=0) for y, _ in rows) / rows.count()[0]
+    is_complete = bool(np.isfinite(unweighted).all())
+    if d > 1 and is_complete:
         factor = triangle(y - center - unweighted for y, _ in rows)
         axes.append(np.linalg.svd(factor, full_matrices=False)[2])
     found = []
     for turn in axes:
         low, high = np.full(len(turn), np.inf), np.full(len(turn), -np.inf)
         for y, _ in rows:
-            z = (y - center) @ turn.T
-            low, high = np.minimum(low, z.min(axis=0)), np.maximum(high, z.max(axis=0))
+            z = (y - center) @ turn.T if is_complete else y - center
+            low, high = np.fmin(low, np.fmin.reduce(z)), np.fmax(high, np.fmax.reduce(z))
         with np.errstate(divide="ignore"):  # a box without volume where columns are dependent
             log_volume = float(np.log(high - low).sum())
         found.append(Region(log_volume, center + low @ turn, (high - low)[:, None] * turn))
     return min(found, key=lambda region: region.log_volume)
 
 
-def shifted(noise: Noise | None, by: Array | float) -> Noise | None:
-    """Return noise in other units, in which the logarithms of densities are larger ``by`` this."""
+def rescaled(noise: Noise | None, log_scale: Array, log_mix: float = 0.0) -> Noise | None:
+    """Return noise in other units: x / scale, of coordinates whose volume is that of x / mix."""
     if noise is None:
         return None
-    return replace(noise, log_density=noise.log_density + float(by))
+    edges = noise.log_edges
+    return replace(
+        noise,
+        log_density=noise.log_density + (float(log_scale.sum()) + log_mix),
+        log_edges=None if edges is None else tuple((np.array(edges) - log_scale).tolist()),
+    )
 
 
 def with_noise(parameters: Parameters, noise: Noise | None) -> Parameters:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -262,14 +262,17 @@ class Mixtures:
             mean, covariance = marginal(mean, self.covariance, group.observed.astype(np.float64))
             flat = covariance.reshape(-1, *covariance.shape[2:])
             whitening = kernel.factorise(flat, False)[0].reshape(covariance.shape)
-        if self.noise is not None:
-            # Rows are complete and without labels: `read_rows` sees to it.
-            wide = (
-                Parameters(*one).widened
-                for one in zip(self.weight, mean, self.covariance, self.noise, strict=True)
-            )
-            return [(one.log_weight, one.mean, one.whitening) for one in wide]
-        return list(zip(log_weight, mean, whitening, strict=True))
+        if self.noise is None:
+            return list(zip(log_weight, mean, whitening, strict=True))
+        found = []
+        for i, noise in enumerate(self.noise):
+            own = noise.of(group.observed)
+            own = own if group.may_be_noise else replace(own, weight=0.0)
+            one = Parameters(self.weight[i], mean[i], self.covariance[i], own)
+            vars(one)["log_weight"], vars(one)["whitening"] = log_weight[i], whitening[i]
+            wide = one.widened
+            found.append((wide.log_weight, wide.mean, wide.whitening))
+        return found
 
 
 def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> Mixtures:
@@ -287,7 +290,7 @@ def mixtures_of(fit: xr.DataTree | Parameters, draws: int | None = None) -> Mixt
         noise = None
         if region is not None:
             shares = group[NOISE].transpose("chain", "draw").to_numpy().ravel().tolist()
-            noise = tuple(Noise(share, -region.log_volume) for share in shares)
+            noise = tuple(map(region.noise, shares))
     else:
         raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
     if draws is not None:
@@ -376,9 +379,12 @@ def read_rows(
         d = len(mixture.names)
         if values.shape[1] != d:
             raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
-    if mixture.noise is not None and has_nan(values):
+    is_known = mixture.noise is None or mixture.noise[0].log_edges is not None
+    if not is_known and has_nan(values):
         raise NotYetSupportedError(
-            "missing", "values cannot be integrated over where there is a noise component yet"
+            "missing",
+            "values cannot be integrated over where the noise is in no box along the columns; "
+            "of a fit to rows with missing values it is in one",
         )
     return np.ascontiguousarray(values), index
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -126,11 +127,13 @@ def summary(
     Warns
     -----
     PosteriorWarning
-        With code ambiguous-labels: components are left out.
+        With code ambiguous-labels: components are left out. With code modes-averaged: the chains
+        are in unlike modes of a posterior.
     """
     check_prob(ci_prob)
     whole("fit", fit)
     if has_draws(fit):
+        _warn_of_modes(fit)
         return _summary_of_draws(fit, ci_prob, allow_ambiguous)
     rows = parameter_rows(spec_of(fit), names_of(fit))
     level = f"{100 * ci_prob:g}"
@@ -171,6 +174,19 @@ def _frame(rows: list[Row], table: dict[str, Array]) -> pd.DataFrame:
 def alignment_of(fit: xr.DataTree) -> str:
     """Return the method by which the draws of a fit got their labels."""
     return str(fit.attrs.get("alignment", "pivot"))
+
+
+def _warn_of_modes(fit: xr.DataTree) -> None:
+    """Warn where one mean is taken of draws from modes that the chains do not pass between."""
+    checks = json.loads(str(fit.attrs.get("verdict", "{}"))).get("checks", [])
+    for check in checks:
+        if (check["code"], check["status"]) == ("modes", "fail"):
+            message = (
+                f"means and intervals are those of draws in unlike modes. {check['evidence']}. "
+                "Use bg.mode(fit, i) or bg.combine_modes(fit)"
+            )
+            warning = PosteriorWarning("modes-averaged", message)
+            warnings.warn(warning, skip_file_prefixes=(PACKAGE,))
 
 
 def has_draws(fit: xr.DataTree) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bayesgmm.errors import ArgumentError
 from bayesgmm.files import atomic
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE, Region
 
 DIMS: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,7 @@ def point(fit: xr.DataTree) -> Parameters:
     region = region_of(fit)
     if region is None:
         return found
-    noise = Noise(float(posterior[NOISE].to_numpy()[0, 0]), -region.log_volume)
+    noise = region.noise(float(posterior[NOISE].to_numpy()[0, 0]))
     return replace(found, noise=noise)
 
 

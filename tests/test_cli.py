@@ -142,7 +142,7 @@ def test_compare_writes_everything_and_ends_with_the_report(engines, data, tmp_p
         "random_seed": 1,
         "mle": engines.mle,
         "draws": 50,
-        "tune": 1000,
+        "tune": 500,
         "chains": 4,
         "cores": None,
         "progressbar": True,

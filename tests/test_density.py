@@ -25,6 +25,7 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import NumericalError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
+from bayesgmm.posterior.curvature import Quadratic, quadratic_at
 from bayesgmm.posterior.density import Target, compiled, target
 from bayesgmm.posterior.model import build
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
@@ -224,13 +225,18 @@ print(hashlib.sha256(fit["posterior_raw"]["covariance"].to_numpy().tobytes()).he
 """
 
 
+def around(of: Target) -> Quadratic:
+    theta = point(models.maximum())
+    return quadratic_at(of, of.point(theta), theta)
+
+
 class TestNutpie:
     def test_a_draw_is_a_point_and_its_density(self) -> None:
         """The C functions that nutpie was given are the target's own."""
         x = table("faithful")
         of = target_of(GaussianMixture(2), x)
         sampled = run_nuts(
-            start_around(point(models.maximum()), of),
+            start_around([around(of)], of),
             progress_bar=False,
             seed=1,
             cores=2,
@@ -249,7 +255,7 @@ class TestNutpie:
     def test_where_no_start_is_finite_the_error_says_so(self) -> None:
         of = target_of(GaussianMixture(2), table("faithful"))
         nowhere = replace(of, terms=replace(of.terms, constant=np.nan))
-        started = start_around(point(models.maximum()), nowhere)
+        started = start_around([around(of)], nowhere)
         with pytest.raises(NumericalError, match="could not run"):
             run_nuts(started, progress_bar=False, seed=1, cores=1, chains=1, draws=5, tune=5)
 

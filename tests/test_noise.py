@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from typer.testing import CliRunner
@@ -21,8 +22,9 @@ from bayesgmm import groups, moments, noise, tree
 from bayesgmm.cli import app
 from bayesgmm.covariance import FAMILIES, Covariance
 from bayesgmm.data.observations import read
-from bayesgmm.errors import ArgumentError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError
 from bayesgmm.inference.estimate import estimate_of
+from bayesgmm.inference.replicates import simulated
 from bayesgmm.information.coordinates import chart_about
 from bayesgmm.information.observed import outer_products
 from bayesgmm.sklearn import GaussianMixture
@@ -248,12 +250,131 @@ class TestFit:
 
     def test_what_is_not_there_is_refused_by_name(self) -> None:
         spec, x = bg.GaussianMixture(2, noise=True), noisy()
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            bg.fit_em(spec, x.mask(x > 9), missing="marginalise")
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            bg.fit_em(spec, x, labels=np.where(x["a"] > 3, 1, -1))
+        volume = bg.GaussianMixture(2, noise=1000.0)
+        with pytest.raises(NotYetSupportedError, match=r"noise.* of a given volume"):
+            bg.fit_em(volume, x.mask(x > 9), missing="marginalise")
         with pytest.raises(NotYetSupportedError, match="noise"):
             bg.fit_em(spec, x, fixed={"weight": "equal"})
+
+
+def assert_information_is_the_second_derivative(found: xr.DataTree) -> int:
+    one = estimate_of(found)
+    p = one.parameters
+    information = one.information(p, one.sums(p))
+    chart = chart_about(p, one.family)
+    size = chart.size
+
+    def value(step: np.ndarray) -> float:
+        return one.sums(chart.at(step)).loglik
+
+    h = 1e-3
+    hessian = np.empty((size, size))
+    for i in range(size):
+        for j in range(size):
+            a, b = h * np.eye(size)[i], h * np.eye(size)[j]
+            corners = value(a + b) - value(a - b) - value(b - a) + value(-a - b)
+            hessian[i, j] = corners / (4 * h * h)
+    scale = np.sqrt(np.outer(np.diagonal(information.matrix), np.diagonal(information.matrix)))
+    np.testing.assert_allclose(-hessian / scale, information.matrix / scale, atol=2e-4)
+    return size
+
+
+def in_part(n: int = 300) -> tuple[pd.DataFrame, np.ndarray]:
+    """The same rows with holes in a sixth of the cells, and labels of a fifth of them."""
+    x, rng = noisy(n), np.random.default_rng(5)
+    holes = rng.random(x.shape) < 1 / 6
+    holes[holes.all(axis=1)] = False
+    label = np.where(x["a"] > 3, 1, 0)
+    is_near = np.hypot(x["a"] - 6.0 * label, x["b"] - 2.0 * label) < 2.0
+    label[(rng.random(n) > 0.2) | ~is_near] = -1
+    return x.mask(holes), label
+
+
+@pytest.fixture(scope="module")
+def partial_fit():
+    x, label = in_part()
+    spec = bg.GaussianMixture(2, "VVV", noise=True)
+    return bg.fit_em(spec, x, missing="marginalise", labels=label, random_seed=1, n_starts=4)
+
+
+class TestRowsKnownInPart:
+    """Noise is uniform in what is observed, and nothing of which the component is known."""
+
+    def test_the_likelihood_is_scipys(self, partial_fit) -> None:
+        x, label = in_part()
+        p, region = tree.point(partial_fit), tree.region_of(partial_fit)
+        assert p.noise is not None
+        assert region is not None
+        low, high = np.nanmin(x, axis=0), np.nanmax(x, axis=0)
+        np.testing.assert_allclose(region.log_edges, np.log(high - low), rtol=1e-12)
+        wanted = np.empty(len(x))
+        for i, (row, known) in enumerate(zip(x.to_numpy(), label, strict=True)):
+            o = ~np.isnan(row)
+            joint = np.log(p.weight) + [
+                multivariate_normal(m[o], c[np.ix_(o, o)]).logpdf(row[o])
+                for m, c in zip(p.mean, p.covariance, strict=True)
+            ]
+            joint = np.append(joint, np.log(p.noise.weight) - np.log(high - low)[o].sum())
+            wanted[i] = logsumexp(joint) if known < 0 else joint[known]
+        found = partial_fit["log_likelihood"]["x"].to_numpy().ravel()
+        np.testing.assert_allclose(found, wanted, rtol=1e-11)
+        score = bg.score(partial_fit, x, missing="marginalise").to_numpy()
+        np.testing.assert_allclose(score[label < 0], wanted[label < 0], rtol=1e-11)
+
+    def test_it_is_a_maximum_and_its_information_the_second_derivative(self, partial_fit) -> None:
+        assert float(partial_fit["sample_stats"]["distance"].item()) < 1e-4
+        assert 0.05 < float(partial_fit["posterior"]["noise_weight"].item()) < 0.3
+        assert_information_is_the_second_derivative(partial_fit)
+
+    def test_scores_add_up_to_the_gradient(self, partial_fit) -> None:
+        one = estimate_of(partial_fit)
+        p = one.parameters
+        away = p.moved(np.array([0.3, 0.5, 0.2]), p.mean + 0.1, p.covariance)
+        a = one.information(away, one.sums(away)).gradient
+        b = outer_products(one.data.groups, away, one.family).gradient
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8)
+
+    def test_rows_with_a_label_are_no_noise(self, partial_fit) -> None:
+        label = in_part()[1]
+        one = estimate_of(partial_fit)
+        r = groups.rows(one.data.groups, one.parameters, one.data.n)[1]
+        np.testing.assert_array_equal(r[label >= 0], np.eye(3)[label[label >= 0]])
+        new = simulated(
+            one.data, np.random.default_rng(1), one.parameters, tree.region_of(partial_fit)
+        )
+        np.testing.assert_array_equal(np.isnan(new.x), np.isnan(one.data.x))
+        away = (new.x[label >= 0] - one.parameters.mean[label[label >= 0]]) * one.data.scale
+        assert np.nanmax(np.abs(away)) < 6.0
+        with pytest.warns(FitWarning, match="enough-replicates"):
+            boot = bg.bootstrap(partial_fit, kind="parametric", draws=3, random_seed=1)
+        assert boot["posterior"].sizes["draw"] == 3
+
+    def test_probabilities_by_row_are_the_same_as_labels(self, partial_fit) -> None:
+        """Too many kinds for groups of their own: rows are taken one by one."""
+        x, label = in_part(250)
+        known = np.where(label[:, None] < 0, 0.5, np.eye(2)[label])
+        data = read(x, n_components=2, missing="marginalise", labels=known)
+        p = data.to_anchored(tree.point(partial_fit))
+        few = groups.split(data.x, data.weight, data.probability)
+        many = groups.split(data.x, data.weight, data.probability, most_kinds=2)
+        assert any(group.plausibility.ndim == 2 for group in many)
+        a, b = (groups.table(g, p, moments.accumulate) for g in (few, many))
+        for name in ("loglik", "weight_count", "first", "second"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("assignment", ["hard", "stochastic"])
+    def test_other_assignments(self, assignment: str) -> None:
+        x, label = in_part()
+        found = bg.fit_em(
+            bg.GaussianMixture(2, "EEE", noise=True),
+            x,
+            missing="marginalise",
+            labels=label,
+            assignment=assignment,
+            random_seed=1,
+            n_starts=3,
+        )
+        assert 0.03 < float(found["posterior"]["noise_weight"].item()) < 0.3
 
 
 class TestUncertainty:
@@ -261,25 +382,8 @@ class TestUncertainty:
     def test_information_is_the_second_derivative(self, family: str) -> None:
         spec = bg.GaussianMixture(2, family, noise=True)
         found = bg.fit_em(spec, noisy(), random_seed=1, n_starts=3)
-        one = estimate_of(found)
-        p = one.parameters
-        information = one.information(p, one.sums(p))
-        chart = chart_about(p, one.family)
-        size = chart.size
-        assert size == one.family.n_parameters(2, 2) + 1 + 4 + 1
-
-        def value(step: np.ndarray) -> float:
-            return one.sums(chart.at(step)).loglik
-
-        h = 1e-3
-        hessian = np.empty((size, size))
-        for i in range(size):
-            for j in range(size):
-                a, b = h * np.eye(size)[i], h * np.eye(size)[j]
-                corners = value(a + b) - value(a - b) - value(b - a) + value(-a - b)
-                hessian[i, j] = corners / (4 * h * h)
-        scale = np.sqrt(np.outer(np.diagonal(information.matrix), np.diagonal(information.matrix)))
-        np.testing.assert_allclose(-hessian / scale, information.matrix / scale, atol=2e-4)
+        size = assert_information_is_the_second_derivative(found)
+        assert size == spec.covariance.n_parameters(2, 2) + 1 + 4 + 1
 
     def test_scores_add_up_to_the_gradient(self, fit) -> None:
         one = estimate_of(fit)

@@ -40,6 +40,22 @@ def target_of(spec: bg.GaussianMixture, x: Any) -> Target:
     return target(spec, data, resolve(spec, data))
 
 
+def nearly_independent(density: Target, begin: Parameters, draws: int = 2500) -> Any:
+    """Every tenth draw of four chains."""
+    run = run_nuts(
+        start_around(begin, density),
+        draws=draws,
+        tune=500,
+        chains=4,
+        cores=2,
+        seed=3,
+        target_accept=0.9,
+        progress_bar=False,
+    )
+    points = run["posterior"][POINT].to_numpy()[:, ::10]
+    return density.parameters(points.reshape(-1, points.shape[-1]))
+
+
 class TestLabels:
     def test_no_constraint_is_needed_for_labels_that_mix(self) -> None:
         """Chains in different labellings: raw draws do not mix, aligned ones are as if none had."""
@@ -123,6 +139,42 @@ class TestBadInput:
 
 
 class TestOneComponent:
+    @pytest.mark.parametrize(
+        "family", [f for f in (*registry.EVERY, *registry.ONE_D) if not f.is_polar], ids=str
+    )
+    def test_has_the_closed_form_in_every_family(self, family: Any) -> None:
+        """Normal and inverse Wishart, or inverse gamma, under a prior that pulls hard.
+
+        Families with a prior of their own for axes (EVE, VVE, EEV, VEV) have none.
+        """
+        d = 1 if family.is_one_dimensional else 2
+        x = table("faithful", d).to_numpy()[:30]
+        n, kappa, nu = len(x), 6.0, 8.0
+        m, scale = np.array([3.0, 65.0])[:d], np.array([2.0, 300.0])[:d]
+        prior = ConjugatePrior(shrinkage=kappa, dof=nu, mean=tuple(m), scale=tuple(scale))
+        density = target_of(bg.GaussianMixture(1, family.letters, prior), x)
+        begin = Parameters(np.ones(1), m[None], np.diag(np.full(d, scale.mean()))[None])
+        found = nearly_independent(density, begin)
+        centre = x.mean(axis=0)
+        gap = centre - m
+        scatter = np.diag(scale) + np.cov(x.T).reshape(d, d) * (n - 1)
+        scatter = scatter + kappa * n / (kappa + n) * np.outer(gap, gap)
+        total = kappa + n
+        if family.shape == "I":  # one variance, whose prior counts the mean of the scales once
+            sums = np.trace(scatter - np.diag(scale)) + scale.mean()
+            shape, rate = 0.5 * (nu + n * d), np.full(d, 0.5 * sums)
+        elif family.is_diagonal:
+            shape, rate = 0.5 * (nu + n), 0.5 * np.diagonal(scatter)
+        else:
+            shape, rate = 0.5 * (nu + n - d + 1), 0.5 * np.diagonal(scatter)
+        for j in range(d):
+            variance = found["covariance"][:, 0, j, j]
+            assert kstest(variance, invgamma(shape, scale=rate[j]).cdf).pvalue > 1e-4
+            law = t(
+                2 * shape, (kappa * m + n * centre)[j] / total, np.sqrt(rate[j] / shape / total)
+            )
+            assert kstest(found["mean"][:, 0, j], law.cdf).pvalue > 1e-4
+
     @pytest.mark.parametrize(("letters", "d"), [("VVV", 2), ("V", 1)])
     def test_is_pymcs_normal_distribution(self, letters: str, d: int) -> None:
         """No weight is sampled, and the likelihood is that of `pm.MvNormal`."""
@@ -140,25 +192,10 @@ class TestOneComponent:
 
 
 def prior_draws(spec: bg.GaussianMixture, x: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Nearly independent draws by NUTS from the posterior of no data."""
-    alone = target_of(spec, x).without_data()
-    begin = Parameters(
-        np.full(2, 0.5),
-        x.to_numpy()[[10, 60]],
-        np.tile(np.cov(x.T).reshape(x.shape[1], -1), (2, 1, 1)),
-    )
-    run = run_nuts(
-        start_around(begin, alone),
-        draws=2500,
-        tune=500,
-        chains=4,
-        cores=2,
-        seed=3,
-        target_accept=0.9,
-        progress_bar=False,
-    )
-    points = run["posterior"][POINT].to_numpy()[:, ::10]
-    return alone.parameters(points.reshape(-1, points.shape[-1]))
+    """Draw from the posterior of no data."""
+    spread = np.tile(np.cov(x.T), (2, 1, 1))
+    begin = Parameters(np.full(2, 0.5), x.to_numpy()[[10, 60]], spread)
+    return nearly_independent(target_of(spec, x).without_data(), begin)
 
 
 class TestPriorOnly:

@@ -34,6 +34,7 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
+from bayesgmm.posterior.curvature import quadratic_at
 from bayesgmm.posterior.density import target
 from bayesgmm.posterior.model import FamilyChart
 from bayesgmm.posterior.nuts import run_nuts, start_around
@@ -333,7 +334,7 @@ class TestDraws:
         alone = target(spec, data, stated).without_data()
         begin = Parameters(np.full(2, 0.5), np.tile(stated.mean, (2, 1)), draws[0])
         found = run_nuts(
-            start_around(begin, alone),
+            start_around([quadratic_at(alone, alone.point(begin), begin)], alone),
             progress_bar=False,
             draws=2000,
             tune=1000,

@@ -89,7 +89,11 @@ def by_rows(t: Target, theta: dict[str, np.ndarray]) -> float:
             each = zip(theta["mean"], theta["covariance"], strict=True)
             joint += [multivariate_normal(m[o], c[np.ix_(o, o)]).logpdf(row[o]) for m, c in each]
         if NOISE in theta:
-            joint = np.append(joint, np.log(theta[NOISE]) - t.space.region.log_volume)
+            region = t.space.region
+            volume = region.log_volume if o.all() else region.log_edges[o].sum()
+            is_known = np.ptp(p) > 0  # of one of the components, then
+            noise = -np.inf if is_known else np.log(theta[NOISE]) - volume
+            joint = np.append(joint, noise)
         total += (data.weight[i] if len(data.weight) else 1.0) * logsumexp(joint)
     return float(total)
 
@@ -187,6 +191,21 @@ CASES: dict[str, tuple[GaussianMixture, Any, dict[str, Any]]] = {
         IRIS,
         {"fixed": {"mean": MEANS}},
     ),
+    "noise, missing values and labels": (
+        GaussianMixture(2, "VVV", noise=True),
+        with_holes(IRIS),
+        {**HOLES, "labels": some_labels(N, 2)},
+    ),
+    "noise, missing values and probabilities by row": (
+        GaussianMixture(3, "EEV", noise=True),
+        with_holes(IRIS).drop(index=7),
+        {**HOLES, "labels": probabilities(N - 1, 3)},
+    ),
+    "noise of a volume, and labels": (
+        GaussianMixture(2, "VII", noise=50.0),
+        IRIS,
+        {"labels": some_labels(N, 2)},
+    ),
     "equal weights": (GaussianMixture(3, "VEE"), IRIS, {"fixed": {"weight": "equal"}}),
     "one weight of three": (
         GaussianMixture(3, "EEI", SEPARATION),
@@ -238,7 +257,7 @@ class TestDensity:
         theta, data, space = t.parameters(point), t.data, t.space
         noise = None
         if space.region is not None:
-            noise = Noise(float(theta[NOISE]), -space.region.log_volume)
+            noise = space.region.noise(float(theta[NOISE]))
         whole = Parameters(theta["weight"], theta["mean"], theta["covariance"], noise)
         row = groups.rows(data.groups, data.to_anchored(whole), data.n)[0]
         weight = data.weight if len(data.weight) else np.ones(data.n)
@@ -279,6 +298,7 @@ AS_GRAPHS = (
     "probabilities by row, VVV, weights",
     "noise and fixed means",
     "noise of a volume, one component, separation",
+    "noise, missing values and probabilities by row",
     "one covariance of three",
     "two weights of three, and means",
 )

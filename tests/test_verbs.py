@@ -53,6 +53,11 @@ THINGS: dict[str, Callable[[], Any]] = {
     "jackknife": lambda: quiet(bg.jackknife, em()),
     "bootstrap": lambda: quiet(bg.bootstrap, em(), draws=60, random_seed=1),
     "laplace": lambda: quiet(bg.fit_laplace, SPEC, X, mle=em(), draws=200, random_seed=1),
+    "posterior": lambda: quiet(
+        bg.sample_posterior,
+        *(SPEC, X),
+        **{"mle": em(), "draws": 100, "tune": 50, "random_seed": 1, "progressbar": False},
+    ),
     "marginal": lambda: bg.marginal(em(), [FIRST, THIRD]),
     "conditional": lambda: bg.conditional(em(), {SECOND: 3.0}),
     "marginal of draws": lambda: bg.marginal(boot(), [FIRST, THIRD]),
@@ -84,7 +89,7 @@ THINGS: dict[str, Callable[[], Any]] = {
 }
 POINTS = {"em", "map", "hard", "fixed", "jackknife"}
 SOFT = POINTS - {"hard"}
-DRAWS = {"bootstrap", "laplace"}
+DRAWS = {"bootstrap", "laplace", "posterior"}
 PARTS = {"marginal", "conditional", "marginal of draws", "conditional of draws"}
 DRAWN_PARTS = {"marginal of draws", "conditional of draws"}
 FITS = POINTS | DRAWS | PARTS
@@ -159,6 +164,8 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     "standard_errors": (lambda t, _: bg.standard_errors(t), {"bootstrap"}),
     "percentile_intervals": (lambda t, _: bg.percentile_intervals(t), {"bootstrap"}),
     "compare, first": (lambda t, _: bg.compare(t, boot()), POINTS - {"fixed"}),
+    "mode": (lambda t, _: bg.mode(t), {"posterior"}),
+    "combine_modes": (lambda t, _: quiet(bg.combine_modes, t, random_seed=1), {"posterior"}),
     "compare, second": (lambda t, _: bg.compare(em(), t), DRAWS),
     "plot_density, first": (lambda t, _: bg.plot_density(t, boot()), POINTS),
     "plot_density, second": (lambda t, _: bg.plot_density(em(), t), POINTS | DRAWS),

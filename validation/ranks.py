@@ -29,10 +29,10 @@ from scipy.special import logsumexp
 import bayesgmm as bg
 from bayesgmm import labels
 from bayesgmm.data.observations import read
+from bayesgmm.labelfree import label_free
 from bayesgmm.posterior import draws as drawing
 from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.predictive import draw_covariance
-from bayesgmm.posterior.verdict import label_free
 from bayesgmm.prior import HalfNormal, InverseGamma
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.resolved import log_density as log_prior
@@ -264,7 +264,7 @@ def quantities(
     come first; for the others components get the pivot's, which the data alone decide.
     """
     weight, mean, covariance = theta
-    free = {n: a[0] for n, a in label_free(*(a[None] for a in theta)).items()}
+    free = label_free(*theta)
     order = labels.align(weight, mean, covariance, pivot).permutation
     a, m, s = (labels.apply(order, array) for array in theta)
     gap = m[:, 0] - m[:, 1]

@@ -49,8 +49,8 @@ from bayesgmm.data.table import Table, align, tabulate
 from bayesgmm.errors import ArgumentError, TooFewRowsError
 from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Parameters
-from bayesgmm.noise import shifted
+from bayesgmm.moments import Noise, Parameters
+from bayesgmm.noise import rescaled
 from bayesgmm.streams import Rows, blocks, has_nan, room_like, row_by_row, triangle
 
 
@@ -138,8 +138,11 @@ class Data:
         log_scale = np.log(self.scale)
         if not self.is_complete:
             return -row_by_row(lambda x: ~np.isnan(x) @ log_scale, self.x)
-        log_mix = 0.0 if self.mix is None else float(np.linalg.slogdet(self.mix)[1])
-        return -float(log_scale.sum()) - log_mix
+        return -float(log_scale.sum()) - self._log_mix
+
+    @property
+    def _log_mix(self) -> float:
+        return 0.0 if self.mix is None else float(np.linalg.slogdet(self.mix)[1])
 
     @property
     def log_jacobian(self) -> float:
@@ -158,8 +161,7 @@ class Data:
         """Return parameters given in data units in anchored units."""
         covariance = parameters.covariance / self.scale[:, None] / self.scale
         mean = (parameters.mean - self.center) / self.scale
-        # Densities go the other way than those of rows.
-        noise = shifted(parameters.noise, -self.row_log_jacobian)
+        noise = self.to_anchored_noise(parameters.noise)
         found = replace(parameters, mean=mean, covariance=covariance, noise=noise)
         if self.mix is None:
             return found
@@ -167,6 +169,10 @@ class Data:
         factor = np.linalg.solve(self.mix, found.factor)
         mean = np.linalg.solve(self.mix, mean.T).T
         return replace(found, mean=mean, covariance=factor @ np.swapaxes(factor, 1, 2))
+
+    def to_anchored_noise(self, noise: Noise | None) -> Noise | None:
+        """Return noise given in data units in anchored units."""
+        return rescaled(noise, np.log(self.scale), self._log_mix)
 
     def by_column(self, parameters: Parameters) -> Parameters:
         """Return parameters of x as those of the anchored columns."""
@@ -181,7 +187,7 @@ class Data:
         found = self.by_column(parameters)
         covariance = found.covariance * self.scale[:, None] * self.scale
         mean = found.mean * self.scale + self.center
-        noise = shifted(parameters.noise, self.row_log_jacobian)
+        noise = rescaled(parameters.noise, -np.log(self.scale), -self._log_mix)
         return replace(found, mean=mean, covariance=covariance, noise=noise)
 
     def rows(self, index: NDArray[np.intp]) -> Data:

@@ -27,8 +27,8 @@ from bayesgmm.em.loop import (
 )
 from bayesgmm.em.multistart import is_interrupted
 from bayesgmm.em.result import order_of, result
-from bayesgmm.em.rivals import at_the_best, rivals_of
-from bayesgmm.em.search import Runner, Settings, find, keeps_order
+from bayesgmm.em.rivals import at_the_best, optima_of, rivals_of
+from bayesgmm.em.search import Runner, Settings, find, keeps_order, kinds
 from bayesgmm.em.spikes import are_spikes
 from bayesgmm.em.tails import tails
 from bayesgmm.em.verdict import em_verdict
@@ -45,8 +45,7 @@ from bayesgmm.information.fixed import Fixed, read_fixed
 from bayesgmm.information.observed import Information, observed_information
 from bayesgmm.information.uncertainty import Kind, checked_kind, uncertainty
 from bayesgmm.mixture import GaussianMixture, refuse_other
-from bayesgmm.moments import Noise
-from bayesgmm.noise import SHARE, Region, region_around, shifted
+from bayesgmm.noise import SHARE, Region, region_around
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
 from bayesgmm.resolved import PseudoData, is_singular, pseudo_data
@@ -175,9 +174,7 @@ def fit_em(
     family, k = spec.covariance, spec.n_components
     held = read_fixed(fixed, family, k, data.d).anchored(data) if fixed is not None else None
     region = checked_region(spec, data, held)
-    noise = None
-    if region is not None:
-        noise = shifted(Noise(SHARE, -region.log_volume), -data.row_log_jacobian)
+    noise = data.to_anchored_noise(region.noise(SHARE)) if region is not None else None
     seed = seed_of(random_seed)
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -229,6 +226,7 @@ def fit_em(
         errors,
         order,
         rivals,
+        optima_of(runs, ranked, data, kinds(data.probability, held)),
         estimate=estimate,
         keep_responsibilities=keep_responsibilities,
         n_fixed=held.count(k, data.d, family) if held else 0,
@@ -299,19 +297,19 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
     Raises
     ------
     NotYetSupportedError
-        For noise together with missing values, labels or fixed weights.
+        For noise together with fixed weights, or of a given volume with missing values.
     """
     if not spec.has_noise:
         return None
-    if not data.is_complete:
-        raise NotYetSupportedError(
-            "noise", "is not there for rows with missing values yet; use missing='drop'"
-        )
-    if len(data.probability):
-        raise NotYetSupportedError("noise", "is not there together with labels yet")
     if held is not None and held.has_weight.any():
         raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
     if isinstance(spec.noise, float):
+        if not data.is_complete:
+            raise NotYetSupportedError(
+                "noise",
+                "of a given volume says nothing of single columns, which missing='marginalise' "
+                "needs; use noise=True, whose box is along the columns, or missing='drop'",
+            )
         return Region(math.log(spec.noise))
     return region_around(Rows(data.values, data.weight), data.center)
 

@@ -19,7 +19,7 @@ from bayesgmm.data.mixing import by_column
 from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import Run
 from bayesgmm.em.multistart import is_interrupted
-from bayesgmm.em.rivals import Rival
+from bayesgmm.em.rivals import Optimum, Rival
 from bayesgmm.groups import row_blocks
 from bayesgmm.information.observed import Information
 from bayesgmm.information.uncertainty import METHODS, Uncertainty
@@ -56,6 +56,7 @@ def result(
     errors: Uncertainty | None,
     order: Order,
     rivals: Sequence[Rival] = (),
+    optima: Sequence[Optimum] = (),
     *,
     estimate: str,
     keep_responsibilities: bool,
@@ -101,7 +102,10 @@ def result(
     if len(data.probability):
         groups["constant_data"]["label_probability"] = (("obs", "cluster"), data.probability)
     if rivals:
-        groups["rivals"] = _rivals_table(rivals, data.names)
+        groups["rivals"] = _optima_table(rivals, [r.starts[0] for r in rivals], data.names)
+    if optima:
+        found = _optima_table(optima, [o.start for o in optima], data.names)
+        groups["optima"] = found.assign(reason=("start", [o.reason for o in optima]))
     if errors is not None:
         groups["standard_error"] = _standard_errors(errors, data, order)
     if r is not None:
@@ -194,13 +198,15 @@ def _starts_table(runs: list[Run], best: int, shift: float) -> xr.Dataset:
     )
 
 
-def _rivals_table(rivals: Sequence[Rival], names: Sequence[str]) -> xr.Dataset:
+def _optima_table(
+    optima: Sequence[Rival | Optimum], starts: Sequence[int], names: Sequence[str]
+) -> xr.Dataset:
     """Parameters of the other optima, each by the start that led to it."""
-    each = [tree.arrays(r.parameters) for r in rivals]
+    each = [tree.arrays(o.parameters) for o in optima]
     values = {n: np.stack([one[n] for one in each]) for n in each[0]}
     found = tree.dataset(values, names, ("start",))
-    found["objective"] = ("start", np.array([r.objective for r in rivals]))
-    return found.assign_coords(start=[r.starts[0] for r in rivals])
+    found["objective"] = ("start", np.array([o.objective for o in optima]))
+    return found.assign_coords(start=list(starts))
 
 
 def _standard_errors(errors: Uncertainty, data: Data, order: Order) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Optima that are nearly as good as the best one: which starts led there, and what differs."""
+"""The optima besides the best one; those nearly as good: which starts led there, what differs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import Run
-from bayesgmm.labels import SAME, distance, match
+from bayesgmm.labels import SAME, Labels, align, are_mixtures, distance, match
 from bayesgmm.moments import Parameters
 
 NEAR = 0.1  # in log-likelihood: the data do not say which it is
+MOST = 12  # optima that are kept
 _FEATURES = 4  # of a mean that are told
 
 
@@ -39,6 +40,61 @@ class Rival:
     behind: float
     parameters: Parameters
     difference: str
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """Where another start has ended.
+
+    Parameters
+    ----------
+    start : int
+        The highest that led to it.
+    objective : float
+        In units of the data.
+    reason : str
+        Why it stopped, as that of `loop.Run`.
+    parameters : Parameters
+        In units of the data, with the labels of the best one.
+    """
+
+    start: int
+    objective: float
+    reason: str
+    parameters: Parameters
+
+
+def optima_of(
+    runs: Sequence[Run], parameters: Parameters, data: Data, kinds: Labels | None
+) -> tuple[Optimum, ...]:
+    """Return the other places where the search has ended, those that are optima first, by height.
+
+    Among them those that are next to a singularity: under a prior they may be more than that.
+    Where a posterior has its modes, some of them will lead there.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    parameters : Parameters
+        Of the best run, in anchored units, components in the order that they will have.
+    data : Data
+    kinds : (k,) integer array, optional
+        Components that may have each other's labels have the same number.
+    """
+    kept = [parameters]
+    found: list[Optimum] = []
+    ended = [i for i, r in enumerate(runs) if r.is_usable and r.reason != "interrupted"]
+    ended += [i for i, r in enumerate(runs) if r.reason in ("spurious", "tiny")]
+    for i in sorted(ended, key=lambda i: (not runs[i].is_usable, -runs[i].objective)):
+        p = runs[i].parameters
+        draws = (p.weight[None], p.mean[None], p.covariance[None])
+        if len(found) == MOST or not are_mixtures(*draws)[0]:
+            continue
+        if all(distance(p, other) >= SAME for other in kept):
+            kept.append(p)
+            own = data.to_data_units(p.take(align(*draws, parameters, kinds).permutation[0]))
+            found.append(Optimum(i, runs[i].objective + data.log_jacobian, runs[i].reason, own))
+    return tuple(found)
 
 
 def at_the_best(runs: Sequence[Run], best: int) -> list[int]:

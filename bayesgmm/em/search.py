@@ -193,7 +193,7 @@ def _inner(data: Data, settings: Settings, k: int) -> Data | None:
     """Return the rows that clusters are looked for in, where some rows are noise."""
     if settings.noise is None:
         return None
-    return data.rows(crowded(data.x, 2 * k * (data.d + 1)))
+    return data.rows(crowded(data.filled, 2 * k * (data.d + 1)))
 
 
 def keeps_order(data: Data, fixed: Fixed | None) -> bool:

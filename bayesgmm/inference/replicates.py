@@ -35,6 +35,7 @@ from bayesgmm.data.streamed import of_rows
 from bayesgmm.em.loop import UNUSABLE, Run, run
 from bayesgmm.em.start import Start
 from bayesgmm.errors import ArgumentError, DataWarning
+from bayesgmm.groups import with_noise_last
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import UNWEIGHTED, Array, Parameters
@@ -145,7 +146,7 @@ def simulated(
     """
     n = max(round(data.total_weight), 1)
     if len(data.probability):
-        return _simulated_as_known(data, rng, parameters, n)
+        return _simulated_as_known(data, rng, parameters, n, region)
     weights = parameters.weights
     count = rng.multinomial(n, weights / weights.sum())[: parameters.k]
     normal = np.split(rng.standard_normal((int(count.sum()), parameters.d)), np.cumsum(count)[:-1])
@@ -161,7 +162,7 @@ def simulated(
 
 
 def _simulated_as_known(
-    data: Data, rng: np.random.Generator, parameters: Parameters, n: int
+    data: Data, rng: np.random.Generator, parameters: Parameters, n: int, region: Region | None
 ) -> Data:
     weight = frequency(data)
     if (weight == np.round(weight)).all():
@@ -170,10 +171,15 @@ def _simulated_as_known(
         like = rng.choice(data.n, n, p=weight / weight.sum())
     known = data.probability[like]
     with np.errstate(divide="ignore"):
-        log_share = np.log(known) + parameters.log_weight
+        share = known if parameters.noise is None else with_noise_last(known)
+        log_share = np.log(share) + np.log(parameters.weights)
     cluster = np.argmax(log_share + rng.gumbel(size=log_share.shape), axis=1)
-    noise = rng.standard_normal((len(like), parameters.d))
-    x = parameters.mean[cluster] + (parameters.factor[cluster] @ noise[:, :, None])[:, :, 0]
+    is_noise = cluster == parameters.k
+    own = np.where(is_noise, 0, cluster)
+    normal = rng.standard_normal((len(like), parameters.d))
+    x = parameters.mean[own] + (parameters.factor[own] @ normal[:, :, None])[:, :, 0]
+    if region is not None and is_noise.any():
+        x[is_noise] = data.anchored(region.draw(int(is_noise.sum()), rng))
     x[np.isnan(data.x[like])] = np.nan
     return replace(data, x=x, weight=UNWEIGHTED, probability=known)
 

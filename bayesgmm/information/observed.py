@@ -176,7 +176,7 @@ def outer_products(
     around = chart_about(parameters, family)
     size = len(around.tangent)
     matrix, gradient, total = np.zeros((size, size)), np.zeros(size), 0.0
-    for view in views(groups, parameters.widened, diagonal=family.is_diagonal):
+    for view in views(groups, parameters, diagonal=family.is_diagonal):
         x, weight = view.group.x, view.group.weight
         for part in view.blocks(_ROWS):
             own = part.group.weight
@@ -263,7 +263,7 @@ def _missing(
     rows, columns = positions(basis)
     factor = np.where(rows == columns, 0.5, 1.0)[:, None]
     score = np.empty((k, width, _ROWS))
-    for view in views(split(x, weight, probability), parameters.widened):
+    for view in views(split(x, weight, probability), parameters):
         # z given what is observed has mean T (x - mean) and covariance V.
         transform = view.loading @ view.marginal.whitening
         spread = np.eye(d) - view.loading @ np.swapaxes(view.loading, 1, 2)

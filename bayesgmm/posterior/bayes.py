@@ -1,12 +1,13 @@
-"""The posterior by NUTS: started around EM's optimum, aligned to its labels, and judged."""
+"""The posterior by NUTS: started around its modes, aligned to EM's labels, and judged."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from bayesgmm.arguments import positive, share, whole_number
@@ -14,7 +15,10 @@ from bayesgmm.checks import warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
+from bayesgmm.posterior.atlas import Mode, atlas, shares
+from bayesgmm.posterior.curvature import Quadratic, quadratic_at
 from bayesgmm.posterior.draws import Task, begin, collect
+from bayesgmm.posterior.modes import HOLDS_MASS, add_modes
 from bayesgmm.posterior.nuts import MAX_DEPTH, finished, run_nuts, start_around
 from bayesgmm.posterior.store import (
     draws_in,
@@ -40,7 +44,7 @@ def sample_posterior(
     fixed: Mapping[str, Any] | None = None,
     mle: xr.DataTree | None = None,
     draws: int = 1000,
-    tune: int = 1000,
+    tune: int = 500,
     chains: int = 4,
     cores: int | None = None,
     target_accept: float = 0.9,
@@ -69,10 +73,12 @@ def sample_posterior(
         Parameters that do not move, as in `fit_em`. The prior is that of the free ones given the
         fixed.
     mle : DataTree, optional
-        A fit by `fit_em` of the same specification and data, around which the chains start and
-        whose labels the draws get. Default: it is made here.
+        A fit by `fit_em` of the same specification and data, from whose optima (group ``optima``)
+        the posterior's modes are looked for, and whose labels the draws get. Default: it is made
+        here.
     draws, tune, chains, cores, target_accept
-        As in `pymc.sample`. The draws do not depend on ``cores``.
+        As in `pymc.sample`. The draws do not depend on ``cores``. Chains start around the modes
+        that hold a hundredth of the mass or more, in turn.
     log_likelihood : bool, optional
         Keep the pointwise log-likelihood, n numbers per draw, and compute PSIS-LOO from it.
         Default: unless it is larger than a gigabyte.
@@ -92,9 +98,9 @@ def sample_posterior(
     -------
     xarray.DataTree
         ``posterior`` with labels aligned to EM's, ``posterior_raw`` as sampled, ``labels``,
-        ``sample_stats``, ``log_likelihood``, ``criteria``, ... (``docs/design.md``); the verdict is
-        in ``attrs``. After Ctrl-C, what was finished, and ``stop_reason`` is ``"interrupted"``;
-        after ``max_time``, ``"time limit"``.
+        ``modes`` (`mode`, `combine_modes`), ``sample_stats``, ``log_likelihood``, ``criteria``, ...
+        (``docs/design.md``); the verdict is in ``attrs``. After Ctrl-C, what was finished, and
+        ``stop_reason`` is ``"interrupted"``; after ``max_time``, ``"time limit"``.
 
     Raises
     ------
@@ -129,7 +135,8 @@ def sample_posterior(
         mle=mle,
         random_seed=random_seed,
     )
-    model = start_around(task.pivot, task.target)
+    modes = _modes(task)
+    model = start_around(_places(modes, task), task.target, chains, task.seed)
     task.clock.lap("start")
     settings = {"draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept}
     if kept is not None:
@@ -149,7 +156,7 @@ def sample_posterior(
             stop_reason = str(sampled.attrs["stop_reason"])
             write_end(kept, stop_reason, task.clock.laps)
             sampled = draws_of(kept, settings, stop_reason)
-    return _judged(spec, task, sampled, log_likelihood)
+    return _judged(spec, task, modes, sampled, log_likelihood)
 
 
 def recover(store: str | os.PathLike[str]) -> xr.DataTree:
@@ -180,21 +187,28 @@ def recover(store: str | os.PathLike[str]) -> xr.DataTree:
         As `sample_posterior`.
     """
     stored = read(store)
-    return _judged(stored.spec, stored.task, stored.sampled, stored.log_likelihood)
+    task = stored.task
+    return _judged(stored.spec, task, _modes(task), stored.sampled, stored.log_likelihood)
 
 
 def _judged(
-    spec: GaussianMixture, task: Task, sampled: xr.DataTree, log_likelihood: bool | None
+    spec: GaussianMixture,
+    task: Task,
+    modes: Sequence[Mode],
+    sampled: xr.DataTree,
+    log_likelihood: bool | None,
 ) -> xr.DataTree:
     """Return nutpie's draws as a fit with its verdict."""
     points, stats = finished(sampled)
     fit, margin = collect(spec, task, points, stats, log_likelihood)
+    found = add_modes(fit, modes, task.kinds) if modes else None
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
         family=spec.covariance,
         max_treedepth=MAX_DEPTH,
         still=task.target.space.still,
+        modes=found,
     )
     task.clock.lap("summary")
     fit.attrs |= task.attributes(verdict) | {
@@ -203,3 +217,17 @@ def _judged(
     }
     warn(verdict, PosteriorWarning)
     return fit
+
+
+def _modes(task: Task) -> tuple[Mode, ...]:
+    """Return the posterior's modes, the same for the same task."""
+    rng = np.random.default_rng(task.seed)
+    return atlas(task.target, task.pivot, task.optima, task.kinds, rng)
+
+
+def _places(modes: Sequence[Mode], task: Task) -> list[Quadratic]:
+    """Return around what chains start: modes that hold mass, or EM's optimum if there is none."""
+    if not modes:
+        return [quadratic_at(task.target, task.target.point(task.pivot), task.pivot)]
+    held = zip(modes, shares(modes), strict=True)
+    return [mode.quadratic for mode, share in held if share >= HOLDS_MASS]

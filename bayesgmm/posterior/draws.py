@@ -69,19 +69,19 @@ class Clock:
         self.last = now
 
 
-def _pivot(
+def _start(
     spec: GaussianMixture,
     X: Any,
     data: Data,
     held: Fixed | None,
     mle: xr.DataTree | None,
     arguments: Mapping[str, Any],
-) -> Parameters:
-    """EM's optimum in data units: where chains start, and whose labels the draws get."""
+) -> xr.DataTree:
+    """EM's fit: around its optima chains start, and the draws get the labels of the best."""
     if mle is not None:
         _check_pivot(mle, spec, data, held)
         refuse_unresolved(tree.point(mle).covariance, "mle")
-        return tree.point(mle)
+        return mle
     with warnings.catch_warnings():
         # What is wrong with the start is told by the draws' own verdict.
         warnings.simplefilter("ignore", FitWarning)
@@ -95,9 +95,25 @@ def _pivot(
                 raise
         else:
             if _is_usable(found) or not has_mode:
-                return tree.point(found)
+                return found
         # The likelihood has no usable maximum; the posterior, which is proper, has one.
-        return tree.point(fit_em(spec, X, estimate="map", standard_errors=False, **arguments))
+        return fit_em(spec, X, estimate="map", standard_errors=False, **arguments)
+
+
+def optima_in(fit: xr.DataTree, pivot: Parameters) -> tuple[Parameters, ...]:
+    """Return EM's other optima, in data units, from the group ``optima`` if there is one."""
+    if "optima" not in fit.children:
+        return ()
+    each = fit["optima"].to_dataset()
+    found = []
+    for i in range(each.sizes["start"]):
+        one = {str(name): value.to_numpy() for name, value in each.isel(start=i).items()}
+        theta = tree.components(one)
+        if pivot.noise is not None:
+            theta = replace(theta, noise=replace(pivot.noise, weight=float(one[NOISE])))
+        if _is_resolved(theta.covariance):
+            found.append(theta)
+    return tuple(found)
 
 
 def _with_some_noise(pivot: Parameters, data: Data) -> Parameters:
@@ -110,12 +126,17 @@ def _with_some_noise(pivot: Parameters, data: Data) -> Parameters:
 
 
 def _is_usable(fit: xr.DataTree) -> bool:
-    """Whether a fit is an optimum whose covariances are definite in floats."""
+    """Whether a fit is an optimum from which a posterior can be looked at."""
+    return _is_resolved(tree.point(fit).covariance) and fit.attrs["stop_reason"] not in UNUSABLE
+
+
+def _is_resolved(covariance: Array) -> bool:
+    """Whether covariances are definite in floats."""
     try:
-        refuse_unresolved(tree.point(fit).covariance)
+        refuse_unresolved(covariance)
     except ArgumentError:
         return False
-    return fit.attrs["stop_reason"] not in UNUSABLE
+    return True
 
 
 def _check_pivot(mle: Any, spec: GaussianMixture, data: Data, held: Fixed | None) -> None:
@@ -136,11 +157,12 @@ def _check_pivot(mle: Any, spec: GaussianMixture, data: Data, held: Fixed | None
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What every way of drawing from a posterior begins with."""
+    """What every way of drawing from a posterior begins with: EM's optimum, and its other ones."""
 
     data: Data
     prior: PseudoData | Separation
     pivot: Parameters
+    optima: tuple[Parameters, ...]
     target: Target
     kinds: Labels | None
     shape: dict[str, str]
@@ -190,14 +212,17 @@ def begin(
     region = checked_region(spec, data, own)
     of = target(spec, data, prior, own, region)
     arguments = {"fixed": fixed, "random_seed": seed, "missing": missing, **known}
-    pivot = _with_some_noise(_pivot(spec, X, data, anchored, mle, arguments), data)
+    start = _start(spec, X, data, anchored, mle, arguments)
+    pivot = tree.point(start)
+    pivot, *optima = (_with_some_noise(p, data) for p in (pivot, *optima_in(start, pivot)))
     clock.lap("em")
     shape = {
         "missing": missing,
         "fixed": anchored.to_json(data) if anchored else "",
         "noise": region.to_json() if region else "",
     }
-    return Task(data, prior, pivot, of, kinds(data.probability, own), shape, seed, notes, clock)
+    which = kinds(data.probability, own)
+    return Task(data, prior, pivot, tuple(optima), of, which, shape, seed, notes, clock)
 
 
 def collect(

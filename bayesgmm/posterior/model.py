@@ -22,6 +22,7 @@ from pytensor.raise_op import Assert
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.fit import checked_region
+from bayesgmm.groups import with_noise_last
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
@@ -384,7 +385,7 @@ def _draw_rows(
 ) -> Any:
     """Rows of a mixture: a component by weight and label, then a normal around its mean."""
     if len(probability):
-        weights = weights * probability
+        weights = weights * (probability if region is None else with_noise_last(probability))
         weights = weights / weights.sum(axis=-1, keepdims=True)
     component = pm.Categorical.dist(weights, size=size)
     shape = pt.concatenate([component.shape, mean.shape[-1:]])

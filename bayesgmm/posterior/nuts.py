@@ -1,9 +1,12 @@
-"""nutpie: a log-posterior sampled from over-dispersed starts around EM's optimum, draws kept."""
+"""nutpie: a log-posterior sampled from over-dispersed starts around its modes, draws kept."""
 
 from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ import xarray as xr
 from nutpie.compile_pymc import CompiledPyMCModel
 
 from bayesgmm.errors import NumericalError
-from bayesgmm.moments import Array, Parameters
-from bayesgmm.posterior.curvature import quadratic_at
-from bayesgmm.posterior.density import Target, compiled
+from bayesgmm.moments import Array
+from bayesgmm.posterior.curvature import Quadratic
+from bayesgmm.posterior.density import Target
+from bayesgmm.posterior.whitening import Whitened, callbacks
 from bayesgmm.progress import Lines, can_draw
 
 MAX_DEPTH = 10
@@ -34,32 +38,45 @@ STATS = {
 _OVERDISPERSION = 2.0  # chains start this many posterior sds apart, so that R-hat can see trouble
 
 
-def start_around(pivot: Parameters, target: Target) -> Any:
-    """Return nutpie's model of a log-posterior; chains start over-dispersed around the pivot."""
-    quadratic = quadratic_at(target, target.point(pivot), pivot)
-    centre, root = quadratic.point, quadratic.root
+def start_around(
+    places: Sequence[Quadratic], target: Target, chains: int = 1, seed: int = 0
+) -> Any:
+    """Return nutpie's model of a log-posterior, in coordinates in which the first place is round.
+
+    Chains start over-dispersed around the places, in turn.
+
+    Parameters
+    ----------
+    places : sequence of Quadratic
+    target : Target
+    chains, seed : int
+        What `run_nuts` will be given; they do not matter where there is one place.
+    """
+    white = Whitened(target, places[0].point, places[0].root)
+    turns: dict[int, int] = {}
 
     def initial_point(chain_seed: Any) -> Array:
         rng = np.random.default_rng(chain_seed)
-        step = _OVERDISPERSION * (root @ rng.normal(size=len(centre)))
+        place = places[turns.get(int(chain_seed), 0) % len(places)]
+        step = _OVERDISPERSION * (place.root @ rng.normal(size=target.size))
         for _ in range(20):
-            value, slope = target(centre + step)
+            value, slope = target(place.point + step)
             if np.isfinite(value) and np.isfinite(slope).all():
-                return centre + step
+                return white.inverse(place.point + step)
             step *= 0.5
-        return centre
+        return white.inverse(place.point)
 
     # What nutpie makes of a PyMC model, without one: two C functions and what they read.
-    log_density, copy = compiled()
+    log_density, keep = callbacks()
     shape = (target.size,)
-    return CompiledPyMCModel(
+    model = CompiledPyMCModel(
         dims={},
         compiled_logp_func=log_density,
-        compiled_expand_func=copy,
+        compiled_expand_func=keep,
         initial_point_func=initial_point,
-        shared_data={"target": target},  # whose arrays must live as long as the sampler
+        shared_data={"density": white},  # whose arrays must live as long as the sampler
         shared_var_keys={},
-        user_data=target.pointers,
+        user_data=white.pointers,
         n_expanded=target.size,
         shape_info=([POINT], [slice(0, target.size)], [shape]),
         logp_func=None,
@@ -68,6 +85,31 @@ def start_around(pivot: Parameters, target: Target) -> Any:
         _shapes={POINT: shape},
         _coords={},
     )
+    if len(places) > 1:
+        turns.update({s: chain for chain, s in enumerate(seeds_of(model, chains, seed))})
+    return model
+
+
+def seeds_of(model: Any, chains: int, seed: int) -> list[int]:
+    """Return the seed that nutpie will give the start of each chain.
+
+    A start is not told which chain it is for, and chains start in any order. But they do not depend
+    on their number: the seed of the last of i chains is the one that i - 1 chains have not.
+    """
+    known: list[int] = []
+    for count in range(1, chains + 1):
+        asked: list[int] = []
+
+        def note(chain_seed: Any, asked: list[int] = asked) -> Array:
+            asked.append(int(chain_seed))
+            return np.zeros(model.n_dim)
+
+        asks = replace(model, initial_point_func=note)
+        shortest = {"draws": 1, "tune": 1, "maxdepth": 1, "cores": 1, "progress_bar": False}
+        with _quiet():
+            nutpie.sample(asks, chains=count, seed=seed, **shortest)
+        known += [s for s in asked if s not in known][:1]
+    return known
 
 
 def run_nuts(
@@ -109,9 +151,7 @@ def run_nuts(
     if store is not None:
         settings["zarr_store"] = nutpie.zarr_store.LocalStore(str(store), mkdir=True)
     try:
-        with warnings.catch_warnings():
-            # ArviZ takes few draws for swapped dimensions; that they are few, the verdict says.
-            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+        with _quiet():
             sampler = nutpie.sample(
                 model,
                 maxdepth=MAX_DEPTH,
@@ -135,6 +175,14 @@ def run_nuts(
         ) from None
     sampled.attrs["stop_reason"] = reason
     return sampled
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without ArviZ's warning of few draws, which it takes for swapped dimensions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+        yield
 
 
 def finished(sampled: xr.DataTree) -> tuple[Array, xr.Dataset]:

@@ -174,7 +174,11 @@ class Space:
     def layout(self, data: Data) -> Layout:
         """Return rows by what is known of them, for the pass over normal components alone."""
         groups = split(data.values, data.weight, data.probability)
-        return layout(groups, self.chart.k + self.is_noisy)
+        if self.region is None:
+            return layout(groups, self.chart.k)
+        edges = self.region.log_edges
+        of_noise = np.zeros(data.d) if edges is None else edges - 0.5 * np.log(self.noise_variance)
+        return layout(groups, self.chart.k, of_noise)
 
     def widened(self, theta: Mapping[str, Array]) -> tuple[Array, Array, Array]:
         """Return log-weights, means and covariances for the pass, with noise as one more of them.

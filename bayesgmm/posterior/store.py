@@ -35,7 +35,7 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.posterior.density import target
-from bayesgmm.posterior.draws import Clock, Task
+from bayesgmm.posterior.draws import Clock, Task, optima_in
 from bayesgmm.posterior.nuts import POINT, STATS
 from bayesgmm.resolved import resolve
 
@@ -122,6 +122,10 @@ def write_task(store: Path, spec: GaussianMixture, task: Task, settings: dict[st
         },
     )
     groups = {"/": record, "/pivot": tree.dataset(tree.arrays(task.pivot), data.names)}
+    if task.optima:
+        each = [tree.arrays(p) for p in task.optima]
+        stacked = {name: np.stack([one[name] for one in each]) for name in each[0]}
+        groups["/optima"] = tree.dataset(stacked, data.names, ("start",))
     if (held := task.target.space.held) is not None:
         own = {name: getattr(held, name) for name in tree.DIMS}
         groups["/held"] = tree.dataset(own, data.names)
@@ -201,7 +205,8 @@ def _task(record: xr.DataTree) -> tuple[GaussianMixture, Task, dict[str, Any]]:
         warnings.simplefilter("ignore", BayesgmmWarning)  # they are among the notes
         prior = resolve(spec, data)
     of, seed = target(spec, data, prior, held, region), int(attrs["random_seed"])
-    task = Task(data, prior, pivot, of, kinds(data.probability, held), shape, seed, notes, clock)
+    optima, which = optima_in(record, pivot), kinds(data.probability, held)
+    task = Task(data, prior, pivot, optima, of, which, shape, seed, notes, clock)
     return spec, task, json.loads(attrs["settings"])
 
 

@@ -44,6 +44,7 @@ def posterior_verdict(
     family: Covariance,
     max_treedepth: int | None,
     still: Mapping[str, Mask] | None = None,
+    modes: Check | None = None,
 ) -> Verdict:
     """Judge posterior draws.
 
@@ -65,13 +66,15 @@ def posterior_verdict(
     still : mapping, optional
         Which elements of weight, mean and covariance are fixed (`Fixed.still`): neither they nor
         what is made of them alone is looked at.
+    modes : Check, optional
+        What was found by `modes.judge_modes`.
 
     Returns
     -------
     Verdict
         With checks ``non-finite-draws, constant-parameter, few-chains, rhat, ess-bulk, ess-tail,
-        mcse, divergences, treedepth, bfmi, ambiguous-labels``; of fewer than four draws, the check
-        ``too-few-draws`` alone.
+        mcse, divergences, treedepth, bfmi, ambiguous-labels, modes``; of fewer than four draws, the
+        check ``too-few-draws`` alone.
     """
     others = label_free
     if "loglik" in sample_stats and "loglik" not in label_free:
@@ -85,7 +88,7 @@ def posterior_verdict(
         evidence = f"{chains} chains of {draws} draws"
         return Verdict((Check("too-few-draws", "fail", evidence, advice),))
     checks = [_non_finite(judged), _constant(judged), _few_chains(chains)]
-    checks += _convergence(judged)
+    checks += _convergence(judged, modes is not None and modes.status == "fail")
     checks += [
         _divergences(sample_stats),
         _treedepth(sample_stats, max_treedepth),
@@ -93,6 +96,8 @@ def posterior_verdict(
     ]
     if margin is not None:
         checks.append(ambiguous_labels(np.asarray(margin)))
+    if modes is not None:
+        checks.append(modes)
     return Verdict(tuple(checks))
 
 
@@ -225,18 +230,20 @@ def _few_chains(chains: int) -> Check:
     )
 
 
-def _convergence(judged: _Judged) -> list[Check]:
+def _convergence(judged: _Judged, modes_differ: bool) -> list[Check]:
     """Check R-hat, effective sample sizes and Monte Carlo errors."""
     names, value = judged
     chains = value.shape[1]
     rhat, bulk, tail, mcse = diagnostics(value)
     longer = "Sample longer (draws, tune)"
+    mixing = f"{longer}; if label-free quantities are affected too, the chains sit in different "
+    mixing += "solutions: use fewer components or a stronger prior."
+    if modes_differ:  # longer chains would stay where they are
+        mixing = "They are in different modes: see the check modes for what to do."
     return [
         _worst(
             *("rhat", "R-hat", "1.01", names, rhat, RHAT),
-            "The chains have not mixed, so that their average is not the posterior's. "
-            f"{longer}; if label-free quantities are affected too, the chains sit in different "
-            "solutions: use fewer components or a stronger prior.",
+            f"The chains have not mixed, so that their average is not the posterior's. {mixing}",
         ),
         _worst(
             *("ess-bulk", "bulk ESS per chain", "100", names, bulk / chains, ESS),
