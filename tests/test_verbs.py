@@ -56,7 +56,11 @@ THINGS: dict[str, Callable[[], Any]] = {
     "posterior": lambda: quiet(
         bg.sample_posterior,
         *(SPEC, X),
-        **{"mle": em(), "draws": 100, "tune": 50, "random_seed": 1, "progressbar": False},
+        mle=em(),
+        draws=100,
+        tune=50,
+        random_seed=1,
+        progressbar=False,
     ),
     "marginal": lambda: bg.marginal(em(), [FIRST, THIRD]),
     "conditional": lambda: bg.conditional(em(), {SECOND: 3.0}),
