@@ -27,6 +27,7 @@ from bayesgmm.labelling import methods, relabel, shares
 from bayesgmm.labelling.shares import Shares
 from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_labels, ambiguous_share
 from bayesgmm.moments import Parameters
+from bayesgmm.rows import why_refused
 
 METHODS = relabel.METHODS
 TRUE = Parameters(
@@ -191,6 +192,8 @@ class TestHopeless:
         margin = found["labels"]["margin"].to_numpy()
         assert AMBIGUOUS_LABELS.grade(ambiguous_share(margin)) != "ok"
         assert margin.min() < 0.5 * AMBIGUOUS
+        if method == "pivot":
+            assert "components exchange their roles" in why_refused(found)
         check = Verdict.from_json(found.attrs["verdict"]).checks[0]
         assert (check.code, check.status) == ("ambiguous-labels", ambiguous_labels(margin).status)
 

@@ -318,6 +318,40 @@ class TestCompare:
         )
 
 
+@pytest.fixture(scope="module")
+def both() -> tuple[xr.DataTree, xr.DataTree]:
+    """Four components fitted to one cluster."""
+    spec, x = bg.GaussianMixture(4, "V"), np.random.default_rng(0).normal(size=(60, 1))
+    mle = quiet(bg.fit_em, spec, x, estimate="map", n_starts=2, random_seed=1)
+    sampling = {"draws": 100, "tune": 150, "chains": 2, "progressbar": False}
+    return mle, quiet(bg.sample_posterior, spec, x, mle=mle, random_seed=2, **sampling)
+
+
+class TestFourComponentsOnOneCluster:
+    """From data to refusal: nothing in the data says which component is which."""
+
+    def test_it_is_refused_all_the_way(
+        self, both: tuple[xr.DataTree, xr.DataTree], tmp_path: Any
+    ) -> None:
+        mle, post = both
+        with pytest.warns(PosteriorWarning, match="ambiguous labels"):
+            table = bg.summary(post)
+        assert table.attrs["ambiguous"] > 0.2
+        assert "weight[0]" not in table.index
+        found = bg.compare(mle, post)
+        free = found.isel(parameter=found["cluster"].to_numpy() < 0)
+        assert np.isfinite(free["z"]).all()
+        # What no labelling changes is not lost: the data's mean and sd are known well.
+        assert abs(free.sel(parameter="mixture_sd[x0]")["z"]) < 1.0
+        bg.report(found, tmp_path / "r.html", mle=mle, post=post)
+        assert bg.plot_labels(post).to_png()
+
+    def test_no_method_makes_them_sure(self, both: tuple[xr.DataTree, xr.DataTree]) -> None:
+        for method in ("pivot", "ecr", "ecr-iterative-1", "ecr-iterative-2", "stephens", "pra"):
+            found = quiet(bg.align, both[1], method, random_seed=1)
+            assert labels.ambiguous_share(found["labels"]["margin"].to_numpy()) > 0.01, method
+
+
 class TestPlot:
     def points(self, picture: Any, column: str, chain: int, cluster: int) -> np.ndarray:
         where = {"labels": column, "chain": chain, "cluster": cluster}
