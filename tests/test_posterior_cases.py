@@ -28,6 +28,7 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ColumnNameError, DataError, PosteriorWarning
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior import bayes, draws
+from bayesgmm.posterior.curvature import Quadratic, quadratic_at
 from bayesgmm.posterior.density import Target, target
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import ConjugatePrior, LogNormal, SeparationPrior
@@ -40,10 +41,14 @@ def target_of(spec: bg.GaussianMixture, x: Any) -> Target:
     return target(spec, data, resolve(spec, data))
 
 
+def size_at(density: Target, theta: Parameters) -> Quadratic:
+    return quadratic_at(density, density.point(theta), theta)
+
+
 def nearly_independent(density: Target, begin: Parameters, draws: int = 2500) -> Any:
     """Every tenth draw of four chains."""
     run = run_nuts(
-        start_around(begin, density),
+        start_around([size_at(density, begin)], density),
         draws=draws,
         tune=500,
         chains=4,
@@ -100,8 +105,10 @@ class TestStarts:
             cov = cov * np.eye(cov.shape[1])
         if family.shape == "I":
             cov = np.tile(np.eye(cov.shape[1]), (3, 1, 1)) * cov[0, 0, 0]
-        started = start_around(Parameters(np.full(3, 1 / 3), rows, cov), density)
-        starts = np.array([started.initial_point_func(int(s)) for s in rng.integers(2**31, size=8)])
+        place = size_at(density, Parameters(np.full(3, 1 / 3), rows, cov))
+        started = start_around([place], density)
+        z = np.array([started.initial_point_func(int(s)) for s in rng.integers(2**31, size=8)])
+        starts = place.point + z @ place.root.T
         assert all(np.isfinite(density(s)[0]) and np.isfinite(density(s)[1]).all() for s in starts)
         assert (np.ptp(starts, axis=0) > 0).all()
         values = [density(s)[0] for s in starts]
@@ -264,7 +271,7 @@ class TestSizes:
             np.full(k, 1 / k), np.linspace(10.0, 30.0, k)[:, None], np.full((k, 1, 1), 4.0)
         )
         run = run_nuts(
-            start_around(begin, density),
+            start_around([size_at(density, begin)], density),
             draws=20,
             tune=50,
             chains=1,

@@ -36,7 +36,7 @@ from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.posterior.density import Target, target
 from bayesgmm.posterior.model import _draw_rows, build
-from bayesgmm.prior import ConjugatePrior, SeparationPrior
+from bayesgmm.prior import ConjugatePrior, HierarchicalInverseGamma, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior
 from bayesgmm.resolved import measure_exponent, resolve
 
@@ -222,6 +222,11 @@ CASES: dict[str, tuple[GaussianMixture, Any, dict[str, Any]]] = {
         IRIS,
         {"fixed": {"covariance": [np.full((3, 3), NAN), COVARIANCE, np.full((3, 3), NAN)]}},
     ),
+    "one covariance of three, hierarchical": (
+        GaussianMixture(3, "VVV", SeparationPrior(scale=HierarchicalInverseGamma())),
+        IRIS,
+        {"fixed": {"covariance": [np.full((3, 3), NAN), COVARIANCE, np.full((3, 3), NAN)]}},
+    ),
     "all covariances, VEV, with missing values": (
         GaussianMixture(2, "VEV"),
         with_holes(IRIS),
@@ -299,7 +304,7 @@ AS_GRAPHS = (
     "noise and fixed means",
     "noise of a volume, one component, separation",
     "noise, missing values and probabilities by row",
-    "one covariance of three",
+    "one covariance of three, hierarchical",
     "two weights of three, and means",
 )
 
@@ -329,7 +334,11 @@ class TestPyMC:
         free = {name: [rv.name for rv in graph(name).free_RVs] for name in AS_GRAPHS}
         assert free["missing, VVV"] == ["weight", "covariance", "mean"]
         assert free["noise and fixed means"] == ["free_weight", "covariance", "free_mean"]
-        assert free["one covariance of three"] == ["weight", "free_covariance", "mean"]
+        assert free["one covariance of three, hierarchical"] == [
+            "weight",
+            "free_covariance",
+            "mean",
+        ]
         assert free["two weights of three, and means"] == ["covariance", "free_mean"]
         for name in AS_GRAPHS:
             dims = graph(name).named_vars_to_dims
@@ -402,6 +411,11 @@ class TestPyMC:
     def test_noise_of_an_unknown_place_is_not_drawn(self) -> None:
         with pytest.raises(AssertionError, match="not where it is"):
             pm.draw(graph("noise of a volume, one component, separation")["x"], mode=PYTHON)
+
+    def test_what_is_tied_to_what_is_fixed_is_not_drawn(self) -> None:
+        one = graph("one covariance of three, hierarchical")["free_covariance"]
+        with pytest.raises(NotYetSupportedError, match="hierarchical"):
+            pm.draw(one, mode=PYTHON)
 
 
 def quiet(function: Any, *args: Any, **options: Any) -> Any:

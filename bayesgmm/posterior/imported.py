@@ -18,7 +18,7 @@ from bayesgmm.checks import warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
-from bayesgmm.moments import Array, Noise
+from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.draws import Task, begin, collect
 from bayesgmm.posterior.verdict import posterior_verdict
@@ -212,7 +212,7 @@ def _points(raw: Mapping[str, Array], spec: GaussianMixture, task: Task) -> Arra
     for place in np.ndindex(chains, draws):
         one = tree.components({name: value[place] for name, value in raw.items()})
         if region is not None:
-            noise = Noise(float(raw[NOISE][place]), -region.log_volume)
+            noise = region.noise(float(raw[NOISE][place]))
             one = replace(one, noise=noise)
         points[place] = target.point(one)
     again = target.parameters(points)

@@ -22,6 +22,7 @@ from pytensor.raise_op import Assert
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.fit import checked_region
+from bayesgmm.errors import NotYetSupportedError
 from bayesgmm.groups import with_noise_last
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture, refuse_other
@@ -31,6 +32,7 @@ from bayesgmm.posterior.chart import Coordinates
 from bayesgmm.posterior.op import Chart, ConjugateTerms, FamilyVector, MixtureRows
 from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.posterior.space import Space, checked_space, held_in
+from bayesgmm.prior import HierarchicalInverseGamma
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
@@ -214,12 +216,19 @@ def _covariances(prior: PseudoData | Separation, space: Space) -> Any:
     if is_free.all():
         return _covariance("covariance", dims, prior, chart, chart.k)
     assert space.held is not None
-    whole, free = pt.as_tensor(space.held.covariance), np.flatnonzero(is_free)
-    if len(free):
-        own = Coordinates(chart.family, len(free), chart.unit)
-        drawn = _covariance("free_covariance", None, prior, own, chart.k)
-        whole = pt.set_subtensor(whole[free], drawn)
-    return pm.Deterministic("covariance", whole, dims=dims)
+    fixed, free = pt.as_tensor(space.held.covariance), np.flatnonzero(is_free)
+    if not len(free):
+        return pm.Deterministic("covariance", fixed, dims=dims)
+
+    def whole(value: Any) -> Any:
+        return pt.set_subtensor(fixed[free], value)
+
+    own = Coordinates(chart.family, len(free), chart.unit)
+    return pm.Deterministic(
+        "covariance",
+        whole(_covariance("free_covariance", None, prior, own, chart.k, whole)),
+        dims=dims,
+    )
 
 
 def _covariance(
@@ -227,18 +236,22 @@ def _covariance(
     dims: tuple[str, ...] | None,
     prior: PseudoData | Separation,
     chart: Coordinates,
-    n_components: int,
+    k: int,
+    whole: Callable[[Any], Any] = lambda value: value,
 ) -> Any:
-    """The covariances' random variable: logp in the prior's mode coordinates, NumPy draws."""
-    family, k, d = chart.family, chart.k, chart.d
+    """The random variable of covariances, those of ``chart``, of which ``whole`` makes all k.
+
+    Its logp is that of all k in the prior's mode coordinates; its draws are NumPy's.
+    """
+    family, m, d = chart.family, chart.k, chart.d
     scale = prior.scatter if isinstance(prior, PseudoData) else np.diag(prior.mean_sd**2)
     terms = ConjugateTerms(family.is_diagonal)
     zeros = np.zeros((k, d)), np.zeros(d)
     # Where any sampler may start: in every family, and of a component's size.
-    support = np.diag(chart.unit**2) / n_components ** (2.0 / d)
-    support = np.broadcast_to(support, (k, d, d)).copy()
+    support = np.broadcast_to(np.diag(chart.unit**2) / k ** (2.0 / d), (m, d, d)).copy()
 
     def logp(value: Any, scale: Any) -> Any:
+        value = whole(value)
         if isinstance(prior, PseudoData):
             return terms(zeros[0], value, zeros[1], prior.scatter, prior.count, 0.0)[0].sum()
         logdet = -2.0 * terms(zeros[0], value, zeros[1], np.zeros((d, d)), 1.0, 0.0)[0]
@@ -249,20 +262,25 @@ def _covariance(
         return density - 0.5 * measure_exponent(family, d) * logdet[distinct].sum()
 
     def random(scale: Any, rng: Any = None, size: Any = None) -> Array:
+        is_tied = isinstance(getattr(prior, "scale", None), HierarchicalInverseGamma)
+        if is_tied and m < k:
+            raise NotYetSupportedError(
+                "fixed", "hierarchical covariances, given some of them, cannot be drawn yet"
+            )
         draws = [
-            draw_covariance(prior, family, k, rng)
+            draw_covariance(prior, family, m, rng)
             for _ in range(int(np.prod(size or (), dtype=int)))
         ]
-        return np.array(draws).reshape(*(size or ()), k, d, d)
+        return np.array(draws).reshape(*(size or ()), m, d, d)
 
     variable = pm.CustomDist(
         name,
-        np.broadcast_to(scale, (k, d, d)),
+        np.broadcast_to(scale, (m, d, d)),
         logp=logp,
         random=random,
         support_point=lambda rv, size, scale: pt.as_tensor(support),
         signature="(k,d,e)->(k,d,e)",
-        transform=FamilyChart(family, k, chart.unit),
+        transform=FamilyChart(family, m, chart.unit),
         dims=dims,
     )
     _draw_in_python(variable, random)

@@ -32,7 +32,6 @@ from bayesgmm.errors import ArgumentError, BayesgmmWarning, to_json
 from bayesgmm.files import atomic
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Noise
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.posterior.density import target
 from bayesgmm.posterior.draws import Clock, Task, optima_in
@@ -196,7 +195,7 @@ def _task(record: xr.DataTree) -> tuple[GaussianMixture, Task, dict[str, Any]]:
     held = Fixed(*(record["held"][n].to_numpy() for n in tree.DIMS)) if "held" in record else None
     pivot = tree.components({name: record["pivot"][name].to_numpy() for name in tree.DIMS})
     if region is not None:
-        noise = Noise(float(record["pivot"][NOISE]), -region.log_volume)
+        noise = region.noise(float(record["pivot"][NOISE]))
         pivot = replace(pivot, noise=noise)
     notes = [BayesgmmWarning(**note) for note in json.loads(attrs["warnings"])]
     clock = Clock()
