@@ -35,7 +35,7 @@ from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.numeric import kernel
 from bayesgmm.streams import blocks, has_nan, room_like
-from bayesgmm.tree import DIMS, names_of, region_of
+from bayesgmm.tree import DIMS, names_of, region_of, units_of
 
 Draws = list[tuple[Array, Array, Array]]
 NOISE_LABEL = -1
@@ -372,7 +372,7 @@ def read_rows(
 ) -> tuple[Array, pd.Index[Any]]:
     """Return the checked rows of a table, (n, d), NaN where missing, and its index."""
     if isinstance(fit, xr.DataTree):
-        values, index = read_like(X, mixture.names, missing=missing)
+        values, index = read_like(X, mixture.names, missing=missing, units=units_of(fit))
     else:
         table = tabulate(X, missing=missing)
         values, index = table.values, table.index

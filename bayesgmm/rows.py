@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_share
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.tree import DIMS, dims_of, names_of, spec_of, whole
+from bayesgmm.tree import DIMS, dims_of, names_of, spec_of, units_of, whole
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def summary(
     lower, upper = wald_interval(estimate, se, ci_prob)
     columns = ("estimate", "se", f"wald{level}_lower", f"wald{level}_upper")
     frame = _frame(rows, dict(zip(columns, (estimate, se, lower, upper), strict=True)))
-    frame.attrs = {"ci_kind": "wald", "ci_prob": ci_prob}
+    frame.attrs = {"ci_kind": "wald", "ci_prob": ci_prob, **_units(fit)}
     frame.attrs["se_method"], frame.attrs["se_note"] = error_method(fit)
     return frame
 
@@ -162,7 +163,7 @@ def _summary_of_draws(fit: xr.DataTree, ci_prob: float, allow_ambiguous: bool) -
     found = summarise_draws(draws, ci_prob, are_independent(fit))
     order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
     frame = _frame(rows, {name.replace("eti", f"eti{level}"): found[name] for name in order})
-    frame.attrs = {"ci_kind": "eti", "ci_prob": ci_prob, "note": note}
+    frame.attrs = {"ci_kind": "eti", "ci_prob": ci_prob, "note": note, **_units(fit)}
     frame.attrs |= {"alignment": alignment_of(fit), "ambiguous": ambiguous_of(fit)}
     return frame
 
@@ -187,6 +188,12 @@ def _warn_of_modes(fit: xr.DataTree) -> None:
             )
             warning = PosteriorWarning("modes-averaged", message)
             warnings.warn(warning, skip_file_prefixes=(PACKAGE,))
+
+
+def _units(fit: xr.DataTree) -> dict[Hashable, Any]:
+    """The units of the columns that came with one, for the attributes of a table."""
+    found = units_of(fit)
+    return {"units": found} if found else {}
 
 
 def has_draws(fit: xr.DataTree) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -121,6 +122,12 @@ def labels_at(fit: xr.DataTree, chosen: NDArray[np.intp]) -> dict[str, xr.Datase
         value = array.to_numpy().reshape(-1, *array.shape[2:])[chosen]
         found[name] = (array.dims, value[None])
     return {"labels": xr.Dataset(found)}
+
+
+def units_of(fit: xr.DataTree) -> dict[str, str]:
+    """Return the units of a fit's columns, by name, of those that came with one."""
+    found: dict[str, str] = json.loads(str(fit.attrs.get("units", "{}")))
+    return found
 
 
 def whole(argument: str, fit: Any, *groups: str) -> xr.DataTree:

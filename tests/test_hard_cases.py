@@ -263,6 +263,38 @@ class TestDegenerateData:
         assert isinstance(found, NumericalError)
         assert "[far-row] row 200 is" in text
 
+    @pytest.mark.parametrize("family", ["VVV", "EEE", "VVI"])
+    @pytest.mark.parametrize("k", [1, 2])
+    @pytest.mark.parametrize("far", [(1e12, 0.0), (1e12, -1e12), (1e7, 1e7)])
+    def test_a_noise_component_takes_the_outlier(
+        self, family: str, k: int, far: tuple[float, float]
+    ) -> None:
+        """And leaves the fit of the other rows as it is without it."""
+        x = np.random.default_rng(2).normal(size=(200, 2))
+        x += np.repeat([0.0, 8.0 * (k - 1)], 100)[:, None]
+        clean = tree.point(noted(family, x, k=k)[0])
+        spec = bg.GaussianMixture(k, family, noise=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            p = tree.point(bg.fit_em(spec, np.vstack([x, far]), random_seed=1, n_starts=8))
+        assert any("noise=True" in str(w.message) for w in caught)
+        assert p.noise is not None
+        assert_allclose(p.noise.weight, 1 / 201, rtol=1e-4)
+        assert_allclose(p.weight, clean.weight * 200 / 201, rtol=1e-6)
+        assert_allclose(p.mean, clean.mean, rtol=1e-6, atol=1e-6)
+        assert_allclose(p.covariance, clean.covariance, rtol=1e-6, atol=1e-6)
+
+    def test_what_to_do_with_an_outlier_is_said(self) -> None:
+        """In the error of a family with own covariances, and where the prior's scale is its."""
+        x = np.random.default_rng(2).normal(size=(200, 2))
+        x = np.vstack([x, [1e12, -1e12]])
+        found, text = noted("VVI", x)
+        assert isinstance(found, NumericalError)
+        assert "drop it, or leave it to a noise component, noise=True" in str(found)
+        found, text = noted("VVV", x, estimate="map")
+        assert "[far-row] row 200 is" in text
+        assert "default priors take their scale from it" in text
+
     @pytest.mark.parametrize("size", [1e3, 1e12])
     @pytest.mark.parametrize("family", OWN)
     def test_an_outlier_has_no_covariance_of_its_own(self, size: float, family: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -85,6 +85,8 @@ class Data:
     mix : (d, d) array, optional
         Where columns are nearly dependent: the anchored values of the columns are
         ``x @ mix.T``, and x, mean and covariance are in other coordinates (`mixing`).
+    units : dict
+        The units of columns that came with one, by name.
     """
 
     x: Array
@@ -99,6 +101,7 @@ class Data:
     fingerprint: str
     probability: Array = field(default_factory=lambda: NO_LABELS)
     mix: Array | None = None
+    units: dict[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -329,6 +332,7 @@ def read(
         covariance=covariance,
         fingerprint=_fingerprint(table, weight, probability),
         probability=probability,
+        units=table.units,
     )
 
 
@@ -354,7 +358,11 @@ def read_for(
 
 
 def read_like(
-    X: Any, names: Sequence[str], *, missing: Missing = "error"
+    X: Any,
+    names: Sequence[str],
+    *,
+    missing: Missing = "error",
+    units: Mapping[str, str] | None = None,
 ) -> tuple[Array, pd.Index[Any]]:
     """Read new data for a mixture that was fitted to columns `names`.
 
@@ -366,6 +374,8 @@ def read_like(
     names : sequence of str
     missing : {"error", "drop", "marginalise"}
         As in `read`.
+    units : mapping, optional
+        Of the columns that the mixture was fitted to, by name.
 
     Returns
     -------
@@ -381,7 +391,7 @@ def read_like(
     DataError
         If cells are not finite numbers.
     """
-    table = align(X, names, missing=missing)
+    table = align(X, names, missing=missing, units=units)
     return table.values, table.index
 
 

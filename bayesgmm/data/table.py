@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from bayesgmm.data.cells import (
     shown,
 )
 from bayesgmm.data.streamed import Stream, of_rows, stored, stream_of
+from bayesgmm.data.units import Units, without_units
 from bayesgmm.errors import (
     ArgumentError,
     ColumnNameError,
@@ -53,6 +54,8 @@ class Table:
     integers : dict
         For integer columns beyond 2**53, where float64 rounds: position of the column ->
         (smallest value, differences from it), both exact.
+    units : dict
+        The units of columns that came with one, by name.
     kept : (n,) array, optional
         Which rows these are, if others were dropped.
     whole : pandas.Index, optional
@@ -64,6 +67,7 @@ class Table:
     index: pd.Index[Any]
     epsilon: Array
     integers: dict[int, tuple[int, Array]]
+    units: dict[str, str] = field(default_factory=dict)
     kept: NDArray[np.intp] | None = None
     whole: pd.Index[Any] | None = None
 
@@ -95,8 +99,10 @@ def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing =
         If `columns` is not a sequence of names, or `missing` is unknown.
     """
     refuse_unknown(missing)
+    X, units = without_units(X)
     frame, _ = _frame(X)
     names = _names(frame.columns)
+    by_name = _by_name(units, names)
     if columns is not None:
         if isinstance(columns, str):
             raise ArgumentError("columns", f"must be a list of names, such as [{columns!r}]")
@@ -112,7 +118,8 @@ def tabulate(X: Any, columns: Sequence[str] | None = None, *, missing: Missing =
         chosen = [j for name in wanted for j, found in enumerate(names) if found == name]
         frame, names = _taken(frame, chosen), tuple(names[j] for j in chosen)
     _refuse_duplicates(names)
-    return _numbers(frame, names, missing)
+    known = {name: by_name[name] for name in names if name in by_name}
+    return replace(_numbers(frame, names, missing), units=known)
 
 
 def once(X: Any) -> Any:
@@ -128,7 +135,13 @@ def once(X: Any) -> Any:
     return replace(found, index=index, epsilon=epsilon)
 
 
-def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
+def align(
+    X: Any,
+    names: Sequence[str],
+    *,
+    missing: Missing = "error",
+    units: Mapping[str, str] | None = None,
+) -> Table:
     """Read a table whose columns must be `names`: matched by name if it has names.
 
     Parameters
@@ -138,6 +151,8 @@ def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
     names : sequence of str
     missing : {"error", "drop", "marginalise"}
         As in `tabulate`.
+    units : mapping, optional
+        Units that columns must have if they have any, by name.
 
     Returns
     -------
@@ -147,11 +162,12 @@ def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
     Raises
     ------
     ColumnNameError, ShapeError
-        If columns are missing, unexpected, repeated, or too few or many.
+        If columns are missing, unexpected, repeated, in other units, or too few or many.
     DataError
         As `tabulate`.
     """
     refuse_unknown(missing)
+    X, own = without_units(X)
     frame, is_named = _frame(X)
     found, wanted = _names(frame.columns), tuple(names)
     if is_named or set(found) == set(wanted):
@@ -174,7 +190,15 @@ def align(X: Any, names: Sequence[str], *, missing: Missing = "error") -> Table:
             f"{len(wanted)} ({listed(wanted, 30)})"
             + ("; one observation is a table of one row: np.reshape(X, (1, -1))" * is_one_row)
         )
-    return _numbers(frame, wanted, missing)
+    by_name = _by_name(own, found if is_named else wanted)
+    for name in wanted:
+        here, fitted = by_name.get(name), (units or {}).get(name)
+        if here and fitted and here != fitted:
+            raise ColumnNameError(
+                f"X: column {name!r} is in {here}, but the mixture was fitted to it in {fitted}; "
+                f"convert it: .to({fitted!r})"
+            )
+    return replace(_numbers(frame, wanted, missing), units=by_name)
 
 
 # Containers: everything becomes a DataFrame, without a copy where that is possible.
@@ -323,6 +347,12 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
     lower = {other.lower(): other for other in reversed(names)}
     close = difflib.get_close_matches(name.lower(), lower, n=1)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
+
+
+def _by_name(units: Units, names: Sequence[str]) -> dict[str, str]:
+    if isinstance(units, str):
+        return dict.fromkeys(names, units)
+    return {names[j]: unit for j, unit in units.items()}
 
 
 # Numbers

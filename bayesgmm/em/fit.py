@@ -197,7 +197,8 @@ def fit_em(
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
-        raise NumericalError(_no_usable(runs, spec, estimate))
+        has_far = any(note.code == "far-row" for note in notes)
+        raise NumericalError(_no_usable(runs, spec, estimate, has_far=has_far))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
     best = max(finished or usable, key=lambda i: runs[i].height)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
@@ -421,13 +422,20 @@ def _next_best(runs: list[Run], family: Covariance) -> list[int]:
     ]
 
 
-def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str) -> str:
+def _no_usable(
+    runs: list[Run], spec: GaussianMixture, estimate: str, *, has_far: bool = False
+) -> str:
     rows = "\n".join(
         f"  start {i} ({r.method}): {r.reason} after {max(len(r.trace) - 1, 0)} steps"
         for i, r in enumerate(runs)
     )
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
+    if has_far and not spec.has_noise:
+        advice += (
+            ". A row is far from all others, and alone in a component it makes the likelihood "
+            "infinite: drop it, or leave it to a noise component, noise=True"
+        )
     return (
         f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
         f"singular, which is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer "

@@ -122,6 +122,7 @@ def result(
         "spec": spec.to_json(),
         "stop_reason": "interrupted" if is_interrupted(runs) else top.reason,
         "fingerprint": data.fingerprint,
+        "units": json.dumps(data.units),
         "bayesgmm_version": package_version(),
         "versions": versions(),
     }

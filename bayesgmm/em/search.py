@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Covariance
+from bayesgmm.data.anchoring import moments_of
 from bayesgmm.data.observations import Data
+from bayesgmm.data.preflight import far_rows
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.em.moves import moves
 from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers
@@ -23,7 +25,7 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import crowded, with_noise
 from bayesgmm.resolved import PseudoData
-from bayesgmm.streams import blocks
+from bayesgmm.streams import Rows, blocks
 
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
@@ -193,7 +195,13 @@ def _inner(data: Data, settings: Settings, k: int) -> Data | None:
     """Return the rows that clusters are looked for in, where some rows are noise."""
     if settings.noise is None:
         return None
-    return data.rows(crowded(data.filled, 2 * k * (data.d + 1)))
+    inner = data.rows(crowded(data.filled, 2 * k * (data.d + 1)))
+    if far_rows(Rows(data.x, data.weight)) is None:
+        return inner
+    # A start is made definite in units of the spread, which is the far rows' alone.
+    mean, covariance = moments_of(Rows(inner.filled, inner.weight))
+    varies = np.diagonal(covariance).all()
+    return replace(inner, mean=mean, covariance=covariance) if varies else inner
 
 
 def keeps_order(data: Data, fixed: Fixed | None) -> bool:

@@ -313,6 +313,7 @@ def collect(
         "estimate": "posterior",
         "spec": spec.to_json(),
         "fingerprint": data.fingerprint,
+        "units": json.dumps(data.units),
         "bayesgmm_version": package_version(),
         "versions": json.dumps(
             json.loads(versions())

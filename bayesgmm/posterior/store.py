@@ -113,6 +113,7 @@ def write_task(store: Path, spec: GaussianMixture, task: Task, settings: dict[st
             "spec": spec.to_json(),
             "names": json.dumps(data.names),
             "fingerprint": data.fingerprint,
+            "units": json.dumps(data.units),
             "random_seed": task.seed,
             "warnings": to_json(task.notes),
             "laps": json.dumps(task.clock.laps),
@@ -184,8 +185,10 @@ def _damaged(path: Path, error: Exception) -> ArgumentError:
 def _task(record: xr.DataTree) -> tuple[GaussianMixture, Task, dict[str, Any]]:
     attrs = record.attrs
     spec = GaussianMixture.from_json(attrs["spec"])
+    arrays: dict[str, Any] = {name: record[name].to_numpy() for name in _ARRAYS}
     data = Data(
-        **{name: record[name].to_numpy() for name in _ARRAYS},
+        **arrays,
+        units=json.loads(attrs.get("units", "{}")),
         names=tuple(json.loads(attrs["names"])),
         index=pd.Index(record["index"].to_numpy()),
         fingerprint=str(attrs["fingerprint"]),
