@@ -437,3 +437,28 @@ def test_nothing_as_large_as_the_data_is_in_memory() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < n * 4 * 8 / 1e6 / 3
+
+
+# A part of many rows, for short runs
+
+
+def test_repeated_rows_are_weights_where_short_runs_are_over_a_part() -> None:
+    rng = np.random.default_rng(3)
+    x, weight = rows(23_000, 2), rng.integers(1, 4, size=23_000)
+    spec = bg.GaussianMixture(2, "VVV")
+    options: dict[str, Any] = {"random_seed": 1, "n_starts": 3, "n_finish": 1}
+    some = bg.fit_em(spec, x, sample_weight=weight, **options)
+    each = bg.fit_em(spec, np.repeat(x, weight, axis=0), **options)
+    for name in ("weight", "mean", "covariance"):
+        np.testing.assert_allclose(
+            some["posterior"][name], each["posterior"][name], rtol=1e-10, atol=1e-10
+        )
+
+
+def test_labels_start_a_fit_to_many_rows() -> None:
+    x = rows(30_000, 2)
+    z = (x[:, 0] > 2.5).astype(int)
+    fit = bg.fit_em(bg.GaussianMixture(2), x, start=z, random_seed=1)
+    assert fit["starts"]["method"].to_numpy().tolist() == ["labels"]
+    best = bg.fit_em(bg.GaussianMixture(2), x, random_seed=1, n_starts=2)
+    np.testing.assert_allclose(fit["criteria"]["loglik"], best["criteria"]["loglik"], rtol=1e-9)
