@@ -27,20 +27,19 @@ from bayesgmm.data.anchoring import (
     scale_of,
 )
 from bayesgmm.data.cells import Missing
+from bayesgmm.data.far import refuse_far_rows, warn_of_far_rows
 from bayesgmm.data.partial_labels import read_labels, refuse_impossible
 from bayesgmm.data.preflight import (
     check_dependence,
     observation_weights,
     refuse_constant,
     refuse_extreme_spread,
-    refuse_far_rows,
     refuse_few_rows,
     refuse_large_numbers,
     refuse_unobserved,
     warn_if_underdetermined,
     warn_of_dropped_rows,
     warn_of_empty_rows,
-    warn_of_far_rows,
     warn_of_lost_digits,
     warn_of_tied_rows,
     warn_of_unseen_pairs,

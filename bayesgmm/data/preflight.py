@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,17 +29,17 @@ from bayesgmm.errors import (
     TooFewRowsError,
     WeightError,
 )
-from bayesgmm.streams import Rows, blocks
+from bayesgmm.streams import Rows
 
 _EPSILON = float(np.finfo(np.float64).eps)
-_SMALLEST_SD, _LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, with room around them
-_LARGEST_VALUE = 1e165  # beyond it, neighbouring numbers differ by more than _LARGEST_SD
+_SMALLEST_SD, LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, with room around them
+_LARGEST_VALUE = 1e165  # beyond it, neighbouring numbers differ by more than LARGEST_SD
 _DEPENDENT = 1e-11  # residual of a column on the others, in its standard deviations
 _NEARLY_DEPENDENT = 1e6  # condition number of the standardised table: 1e12 for the correlations
-_FAR = 1e6  # distance from the median of a column, in those of half of the rows
 
 
-def _warn(code: str, message: str) -> None:
+def warn(code: str, message: str) -> None:
+    """Warn of data that a mixture can be fitted to, with a caution."""
     warnings.warn(DataWarning(code, message), skip_file_prefixes=(PACKAGE,))
 
 
@@ -66,7 +65,7 @@ def refuse_unobserved(frequency: Array | None, table: Table) -> None:
 def warn_of_dropped_rows(n: int, kept: NDArray[np.intp]) -> None:
     """Warn of how many of the n rows were left out, and what that may do."""
     out = n - len(kept)
-    _warn(
+    warn(
         "dropped-rows",
         f"{out} of {count(n, 'row')} left out, because of missing values ({out / n:.1%}); where "
         "it depends on the other columns whether a value is missing, estimates from the rest are "
@@ -77,7 +76,7 @@ def warn_of_dropped_rows(n: int, kept: NDArray[np.intp]) -> None:
 def warn_of_empty_rows(is_empty: NDArray[np.bool_], index: pd.Index[Any]) -> None:
     """Warn of rows of which nothing is known."""
     which = np.flatnonzero(is_empty)
-    _warn(
+    warn(
         "empty-rows",
         f"{count(len(which), 'row')} without any observed value (first: row "
         f"{row_label(index[which[0]])}): nothing is known of them, and they get weight 0",
@@ -94,7 +93,7 @@ def warn_of_unseen_pairs(rows: Rows, names: Sequence[str]) -> None:
     if len(pairs):
         j, i = pairs[0]
         more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
-        _warn(
+        warn(
             "never-together",
             f"columns {names[i]!r} and {names[j]!r} are never observed in the same row{more}, so "
             "that the data say next to nothing of their covariance: use a diagonal family (VVI, "
@@ -225,7 +224,7 @@ def refuse_large_numbers(x: Array, names: Sequence[str]) -> None:
 def refuse_extreme_spread(spread: Array, names: Sequence[str]) -> None:
     """Refuse standard deviations that have no square."""
     for name, sd in zip(names, spread, strict=True):
-        if not _SMALLEST_SD <= sd <= _LARGEST_SD:
+        if not _SMALLEST_SD <= sd <= LARGEST_SD:
             _refuse_scale(name, f"has standard deviation {sd:.3g}", sd)
 
 
@@ -242,82 +241,14 @@ def check_units(spread: Array, names: Sequence[str], family: Covariance) -> None
     ratio = spread.max() / spread.min()
     wide, narrow = names[int(np.argmax(spread))], names[int(np.argmin(spread))]
     what = f"columns {wide!r} and {narrow!r} differ in spread by a factor of {ratio:.2g}"
-    if ratio > _LARGEST_SD:
+    if ratio > LARGEST_SD:
         raise ScaleError(f"{what}, beyond double precision for {family}; standardise them")
     if ratio > 1e6:
-        _warn(
+        warn(
             "unequal-scales",
             f"{what}, and {family} depends on their units: the narrow one hardly counts; "
             "standardise the columns, or use a family that adapts (VVI, EEE, VVV)",
         )
-
-
-def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
-    """Refuse rows of weight 0 that are beyond reach; those of positive weight are in the spread."""
-    for part in blocks(len(x)):
-        too_far = np.fmax.reduce(np.abs(x[part]), axis=1) > _LARGEST_SD
-        if too_far.any():
-            label = row_label(index[part.start + int(np.argmax(too_far))])
-            raise ScaleError(
-                f"row {label} is too far from the others for double precision; drop it"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Far:
-    """Rows that are far from all others: where, and how many times as far as half of them."""
-
-    rows: NDArray[np.intp]
-    column: int
-    times: Array
-
-
-def far_rows(rows: Rows) -> Far | None:
-    """Return the rows that are a million times as far out as half of them, by one column.
-
-    They are at most d + 1, or they are none: more are a group.
-
-    Parameters
-    ----------
-    rows : Rows
-        About the medians of the columns.
-    """
-    d = rows.x.shape[1]
-    low, high = rows.extremes()
-    # They are most of the sum of squares if there are any: so they are seldom looked for.
-    unweighted = sum(np.nansum(part**2, axis=0) for part, _ in rows)
-    furthest = np.maximum(-low, high)
-    for j in np.flatnonzero(furthest**2 * (d + 1) >= 0.1 * unweighted).tolist():
-        column = rows.column(j)[0]
-        half = float(np.median(np.abs(column, out=column), overwrite_input=True))
-        if half == 0:
-            continue
-        where, times = [], []
-        for part, _, place in rows.placed():
-            is_far = np.abs(part[:, j]) > _FAR * half
-            where.append(place[is_far])
-            times.append(np.abs(part[is_far, j]) / half)
-        found = Far(np.concatenate(where), int(j), np.concatenate(times))
-        if 0 < len(found.rows) <= d + 1:
-            return found
-    return None
-
-
-def warn_of_far_rows(rows: Rows, index: pd.Index[Any], names: Sequence[str]) -> None:
-    """Warn of a few rows that are far from all others, and name the furthest."""
-    far = far_rows(rows)
-    if far is None:
-        return
-    top, found = int(np.argmax(far.times)), len(far.rows)
-    others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
-    _warn(
-        "far-row",
-        f"row {row_label(index[far.rows[top]])} is {far.times[top]:.2g} "
-        f"times as far from the median of column {names[far.column]!r} as half of the rows are"
-        f"{others}: alone in a component with a covariance of its own it makes the likelihood "
-        "infinite, and default priors take their scale from it; correct or drop it, leave it to a "
-        "noise component (noise=True), or use a family with a common covariance (EEE, EEI, EII, E)",
-    )
 
 
 def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:
@@ -332,7 +263,7 @@ def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:
             f"{max(digits[j], 0.0):.1f} digits)"
             for j in lost
         )
-        _warn(
+        warn(
             "precision-loss",
             f"the spread is so small beside the offset that few digits are left in {listed}; "
             "subtract the offset before the numbers are stored",
@@ -396,7 +327,7 @@ def check_dependence(
             f"{'; '.join(found[:5])}. Drop one "
             "column of each, or use a diagonal family (VVI, EEI, ...)"
         )
-    _warn(
+    warn(
         "near-collinear",
         f"columns are nearly linear combinations of others{among}: {'; '.join(found)}, up to a "
         f"residual of {abs(r[-1, -1]):.1g} standard deviations (condition number {condition:.1g}); "
@@ -434,7 +365,7 @@ def warn_if_underdetermined(total: float, d: int, family: Covariance, k: int) ->
         return k - 1 + k * d + Covariance(letters).n_parameters(k, d)
 
     if (needed := count(str(family))) > total:
-        _warn(
+        warn(
             "underdetermined",
             f"{family} with n_components={k} has {needed} free parameters for "
             f"{total:.10g} rows; use fewer: tied (EEE) has {count('EEE')}, diag (VVI) "
@@ -465,7 +396,7 @@ def warn_of_tied_rows(rows: Rows, center: Array, scale: Array) -> None:
         values = center + scale * candidate
         words = ("missing" if np.isinf(v) else f"{v:.6g}" for v in values[:5])
         shown = ", ".join(words) + ("..." if d > 5 else "")
-        _warn(
+        warn(
             "tied-rows",
             f"{ties:.10g} of {total:.10g} rows are the same point ({shown}): a "
             "component can shrink onto it, where the likelihood has no bound; give a prior, or "

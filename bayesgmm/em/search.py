@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.anchoring import moments_of
+from bayesgmm.data.far import far_rows
 from bayesgmm.data.observations import Data
-from bayesgmm.data.preflight import far_rows
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.em.moves import moves
 from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers

@@ -15,8 +15,8 @@ import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
 from bayesgmm.covariance import Covariance, maximise
+from bayesgmm.data.far import far_rows
 from bayesgmm.data.observations import Data
-from bayesgmm.data.preflight import far_rows
 from bayesgmm.em import hierarchical
 from bayesgmm.em.hierarchical import Labels
 from bayesgmm.errors import ArgumentError
