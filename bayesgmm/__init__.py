@@ -53,11 +53,15 @@ if TYPE_CHECKING:
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.posterior.bayes import recover as recover
     from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
+    from bayesgmm.posterior.evidence import log_marginal_likelihood as log_marginal_likelihood
     from bayesgmm.posterior.imported import from_draws as from_draws
     from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
+    from bayesgmm.posterior.loo import loo as loo
+    from bayesgmm.posterior.loo import loo_pit as loo_pit
     from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.posterior.modes import combine_modes as combine_modes
     from bayesgmm.posterior.modes import mode as mode
+    from bayesgmm.posterior.sensitivity import sensitivity as sensitivity
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
@@ -101,6 +105,9 @@ _WHERE = {
     "from_draws": "posterior.imported",
     "jackknife": "inference.resampling",
     "load": "tree",
+    "log_marginal_likelihood": "posterior.evidence",
+    "loo": "posterior.loo",
+    "loo_pit": "posterior.loo",
     "marginal": "conditioning",
     "mode": "posterior.modes",
     "partition": "allocation.partition",
@@ -125,6 +132,7 @@ _WHERE = {
     "save": "tree",
     "score": "prediction",
     "select": "inference.selection",
+    "sensitivity": "posterior.sensitivity",
     "simulate": "prediction",
     "standard_errors": "inference.resampling",
     "summary": "rows",

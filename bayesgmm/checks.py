@@ -114,7 +114,9 @@ class Verdict:
         return Verdict(checks)
 
 
-def warn(verdict: Verdict, category: type[BayesgmmWarning]) -> None:
+def warn(
+    verdict: Verdict, category: type[BayesgmmWarning], subject: tuple[str, str] | None = None
+) -> None:
     """Emit one warning that lists what is not ok, or none if all is.
 
     Parameters
@@ -122,10 +124,12 @@ def warn(verdict: Verdict, category: type[BayesgmmWarning]) -> None:
     verdict : Verdict
     category : type
         `PosteriorWarning` (code ``posterior-not-good``) or `FitWarning` (``fit-not-good``).
+    subject : (str, str), optional
+        Another first word of the code, and what is not good in words.
     """
     if verdict.status == "ok":
         return
     is_posterior = issubclass(category, PosteriorWarning)
-    code, what = ("posterior", "posterior draws") if is_posterior else ("fit", "fit")
+    code, what = subject or (("posterior", "posterior draws") if is_posterior else ("fit", "fit"))
     message = f"the {what} should not be relied on as found. {verdict}"
     warnings.warn(category(f"{code}-not-good", message), skip_file_prefixes=(PACKAGE,))

@@ -338,19 +338,41 @@ def log_density(
     -------
     (...) array
     """
+    parts = log_densities(prior, family, weight, mean, covariance)
+    return np.asarray(sum(parts.values()))
+
+
+def log_densities(
+    prior: PseudoData | Separation,
+    family: Covariance,
+    weight: Array,
+    mean: Array,
+    covariance: Array,
+) -> dict[str, Array]:
+    """Return the same in its parts: of ``weight``, ``mean`` (given covariances), ``covariance``."""
     k, d = mean.shape[-2:]
     logdet = np.linalg.slogdet(covariance)[1]
     offset = mean - prior.mean
-    value = (prior.concentration - 1.0) * np.log(weight).sum(axis=-1)
+    of_weight = (prior.concentration - 1.0) * np.log(weight).sum(axis=-1)
     if isinstance(prior, Separation):
         log_sd = 0.5 * np.log(np.diagonal(covariance, axis1=-2, axis2=-1))
-        value = value - 0.5 * ((offset / prior.mean_sd) ** 2).sum(axis=(-2, -1))
-        return np.asarray(value + separation_log_density(prior, family, k, logdet, log_sd))
-    inside = prior.scatter + prior.shrinkage * offset[..., :, None] * offset[..., None, :]
-    trace = np.trace(np.linalg.solve(covariance, inside), axis1=-2, axis2=-1)
+        of_mean = -0.5 * ((offset / prior.mean_sd) ** 2).sum(axis=(-2, -1))
+        rest = np.asarray(separation_log_density(prior, family, k, logdet, log_sd))
+        return {"weight": of_weight, "mean": of_mean, "covariance": rest}
+    has_mean = float(prior.shrinkage > 0)
+    square = np.einsum("...i,...i->...", offset, _solved(covariance, offset))
+    trace = np.trace(np.linalg.solve(covariance, prior.scatter), axis1=-2, axis2=-1)
     share = k if family.is_common else 1
-    count = prior.count - measure_exponent(family, d) / share + (prior.shrinkage > 0)
-    return np.asarray(value - 0.5 * (count * logdet + trace).sum(axis=-1))
+    count = prior.count - measure_exponent(family, d) / share
+    return {
+        "weight": of_weight,
+        "mean": -0.5 * (has_mean * logdet + prior.shrinkage * square).sum(axis=-1),
+        "covariance": -0.5 * (count * logdet + trace).sum(axis=-1),
+    }
+
+
+def _solved(covariance: Array, vector: Array) -> Array:
+    return np.asarray(np.linalg.solve(covariance, vector[..., None])[..., 0])
 
 
 def resolve(spec: GaussianMixture, data: Data) -> PseudoData | Separation:

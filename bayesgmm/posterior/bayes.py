@@ -49,6 +49,7 @@ def sample_posterior(
     cores: int | None = None,
     target_accept: float = 0.9,
     log_likelihood: bool | None = None,
+    loo: bool | None = None,
     random_seed: int | None = None,
     max_time: float | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -80,8 +81,11 @@ def sample_posterior(
         As in `pymc.sample`. The draws do not depend on ``cores``. Chains start around the modes
         that hold a hundredth of the mass or more, in turn.
     log_likelihood : bool, optional
-        Keep the pointwise log-likelihood, n numbers per draw, and compute PSIS-LOO from it.
-        Default: unless it is larger than a gigabyte.
+        Keep the pointwise log-likelihood, n numbers per draw. Default: unless it is larger than a
+        gigabyte.
+    loo : bool, optional
+        Compute PSIS-LOO, for ``criteria``; it needs no log-likelihood that is kept. Default: unless
+        rows times draws are more than 2**28, which takes about a minute; `loo` does it afterwards.
     random_seed : int, optional
         Same seed, same draws.
     max_time : float, optional
@@ -140,7 +144,7 @@ def sample_posterior(
     task.clock.lap("start")
     settings = {"draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept}
     if kept is not None:
-        write_task(kept, spec, task, settings | {"log_likelihood": log_likelihood})
+        write_task(kept, spec, task, settings | {"log_likelihood": log_likelihood, "loo": loo})
     with nullcontext() if kept is None else termination_as_interrupt():
         sampled = run_nuts(
             model,
@@ -156,7 +160,7 @@ def sample_posterior(
             stop_reason = str(sampled.attrs["stop_reason"])
             write_end(kept, stop_reason, task.clock.laps)
             sampled = draws_of(kept, settings, stop_reason)
-    return _judged(spec, task, modes, sampled, log_likelihood)
+    return _judged(spec, task, modes, sampled, log_likelihood, loo)
 
 
 def recover(store: str | os.PathLike[str]) -> xr.DataTree:
@@ -187,8 +191,8 @@ def recover(store: str | os.PathLike[str]) -> xr.DataTree:
         As `sample_posterior`.
     """
     stored = read(store)
-    task = stored.task
-    return _judged(stored.spec, task, _modes(task), stored.sampled, stored.log_likelihood)
+    task, kept = stored.task, (stored.log_likelihood, stored.loo)
+    return _judged(stored.spec, task, _modes(task), stored.sampled, *kept)
 
 
 def _judged(
@@ -197,10 +201,11 @@ def _judged(
     modes: Sequence[Mode],
     sampled: xr.DataTree,
     log_likelihood: bool | None,
+    loo: bool | None,
 ) -> xr.DataTree:
     """Return nutpie's draws as a fit with its verdict."""
     points, stats = finished(sampled)
-    fit, margin = collect(spec, task, points, stats, log_likelihood)
+    fit, margin = collect(spec, task, points, stats, log_likelihood, loo)
     found = add_modes(fit, modes, task.kinds) if modes else None
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),

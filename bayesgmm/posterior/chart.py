@@ -132,9 +132,23 @@ class Coordinates:
         copies = np.broadcast_to(axes, covariance.shape)
         variance = np.einsum("kij,kil,klj->kj", copies, covariance, copies)
         log_s = self.spectrum_inverse @ np.log(variance / self.unit[0] ** 2).ravel()
+        return np.concatenate([log_s, self.skew(axes).ravel()])
+
+    def axes(self, vectors: Array) -> Array:
+        """Return the sets of axes (..., m, d, d) of a polar family's vectors (..., p + q)."""
+        elements = vectors[..., self.spectrum.shape[1] :]
+        elements = elements.reshape(*vectors.shape[:-1], -1, len(self.rows))
+        matrix = np.zeros((*elements.shape[:-1], self.d, self.d))
+        matrix[..., np.arange(self.d), np.arange(self.d)] = 1.0
+        matrix[..., self.rows, self.columns] = elements
+        matrix[..., self.columns, self.rows] = -elements
+        return np.asarray(2.0 * np.linalg.inv(matrix) - np.eye(self.d))
+
+    def skew(self, axes: Array) -> Array:
+        """Return Cayley's elements (m, d(d-1)/2) of rotations (m, d, d)."""
         eye = np.eye(self.d)
-        skew = np.linalg.solve(eye + axes, eye - axes)  # Cayley's map is its own inverse
-        return np.concatenate([log_s, skew[:, self.rows, self.columns].ravel()])
+        found = np.linalg.solve(eye + axes, eye - axes)  # Cayley's map is its own inverse
+        return np.asarray(found[:, self.rows, self.columns])
 
 
 def _nearest_rotations(axes: Array) -> Array:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -394,10 +396,15 @@ class Target:
         )
         return float(value[0]), slope
 
-    def values(self, points: Array) -> Array:
-        """Return the value at points (..., size)."""
+    def values(self, points: Array, threads: int | None = 1) -> Array:
+        """Return the value at points (..., size), on so many threads, or on all cores for None."""
         flat = points.reshape(-1, self.size)
-        return np.array([self(point)[0] for point in flat]).reshape(points.shape[:-1])
+        if threads == 1:
+            found = [self(point)[0] for point in flat]
+        else:
+            with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+                found = list(pool.map(lambda point: self(point)[0], flat, chunksize=16))
+        return np.array(found).reshape(points.shape[:-1])
 
     def without_data(self) -> Target:
         """Return the log-prior in the same coordinates."""

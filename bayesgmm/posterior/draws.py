@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from arviz_stats.loo import loo as psis_loo
+from arviz_stats.utils import ELPDDataLOO
 
 from bayesgmm import tree
 from bayesgmm.checks import Verdict
@@ -39,15 +39,16 @@ from bayesgmm.labels import Labels, align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
-from bayesgmm.numeric import kernel_ops
 from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.loo import MOST, log_likelihoods, of_draws, relative_efficiency
+from bayesgmm.posterior.source import PIVOT
 from bayesgmm.posterior.space import held_in
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
     describe,
-    log_density,
+    log_densities,
     resolve,
     warn_if_improper,
 )
@@ -231,6 +232,7 @@ def collect(
     points: Array,
     stats: xr.Dataset,
     log_likelihood: bool | None,
+    loo: bool | None = None,
     raw: dict[str, Array] | None = None,
 ) -> tuple[xr.DataTree, Array | None]:
     """Return draws as a fit, without a verdict, and the margins of their labels.
@@ -244,7 +246,10 @@ def collect(
     stats : Dataset
         The sampler's statistics, by chain and draw, among them ``lp``, the target's value.
     log_likelihood : bool or None
-        Whether to keep the log-likelihood of every row, and compute PSIS-LOO.
+        Whether to keep the log-likelihood of every row. Default: unless it is larger than a
+        gigabyte.
+    loo : bool or None
+        Whether to compute PSIS-LOO. Default: unless that takes much longer than a minute.
     raw : dict of str to array, optional
         The parameters at these points, where they are known to more digits.
 
@@ -264,7 +269,7 @@ def collect(
     aligned = raw | {n: apply(labels.permutation, flat[n]).reshape(raw[n].shape) for n in tree.DIMS}
     if log_likelihood is None:
         log_likelihood = chains * kept * data.n <= _MAX_POINTWISE
-    rows = _log_likelihoods(target, flat) if log_likelihood else None
+    rows = log_likelihoods(target, flat) if log_likelihood else None
     if rows is None:
         loglik = stats["lp"].to_numpy() - target.without_data().values(points)
     else:
@@ -273,8 +278,10 @@ def collect(
     both = ("chain", "draw")
     index = {"chain": np.arange(chains), "draw": np.arange(kept)}
     own = [flat[n] for n in ("mean", "covariance")]
-    log_prior = log_density(task.prior, family, _all_weights(flat), *own)
-    stats = stats.assign(loglik=(both, loglik), log_prior=(both, log_prior.reshape(shape)))
+    parts = log_densities(task.prior, family, _all_weights(flat), *own)
+    log_prior = xr.Dataset({n: (both, v.reshape(shape)) for n, v in parts.items()}, coords=index)
+    total = sum(log_prior[name].to_numpy() for name in parts)
+    stats = stats.assign(loglik=(both, loglik), log_prior=(both, total))
     posterior = tree.dataset(aligned, data.names, both)
     among = raw["weight"] / raw["weight"].sum(axis=-1, keepdims=True)  # without noise
     free = label_free(among, raw["mean"], raw["covariance"]) | {"loglik": loglik}
@@ -283,6 +290,7 @@ def collect(
     groups = {
         "posterior": posterior,
         "posterior_raw": tree.dataset(raw, data.names, both),
+        PIVOT: tree.dataset(tree.arrays(task.pivot), data.names),
         "labels": xr.Dataset(
             {
                 "permutation": ((*both, "cluster"), labels.permutation.reshape(*shape, k)),
@@ -292,6 +300,7 @@ def collect(
         ),
         "label_free": label_free_dataset(free, data.names),
         "sample_stats": stats,
+        "log_prior": log_prior,
         "observed_data": xr.Dataset(
             {"x": (("obs", "feature"), data.values)}, {"obs": obs, "feature": list(data.names)}
         ),
@@ -307,8 +316,13 @@ def collect(
             {"x": ((*both, "obs"), rows.reshape(*shape, data.n))}, index | {"obs": obs}
         )
     fit = xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
-    if rows is not None and (loo := _loo(fit)) is not None:
-        fit["criteria"] = xr.DataTree(loo)
+    if loo is None:
+        loo = chains * kept * data.n <= MOST
+    if loo:
+        once = None if len(data.weight) else rows  # what is left out is one row, not its weight
+        found = of_draws(target, raw, relative_efficiency(posterior), known=once)
+        if found is not None:
+            fit["criteria"] = xr.DataTree(_criteria(found))
     fit.attrs |= {
         "estimate": "posterior",
         "spec": spec.to_json(),
@@ -329,39 +343,9 @@ def _all_weights(flat: Mapping[str, Array]) -> Array:
     return np.concatenate([flat["weight"], *noise], axis=1)
 
 
-def _log_likelihoods(target: Target, flat: Mapping[str, Array]) -> Array:
-    """Log-likelihood of every row in every draw, (draws, n)."""
-    data = target.data
-    rows = np.empty((len(flat["weight"]), data.n))
-    known = target.space.layout(data).arrays
-    for i, row in enumerate(rows):
-        theta = target.space.widened({name: value[i] for name, value in flat.items()})
-        row[:] = kernel_ops.pointwise(data.values, data.weight, *known, *theta, False)
-    return rows
-
-
-def _loo(fit: xr.DataTree) -> xr.Dataset | None:
-    """PSIS-LOO; a Pareto k that is too high is told in the dataset, not by a warning of ArviZ.
-
-    A row that is equally probable in all draws (of weight 0, or with nothing but a label) is that
-    without itself as well: PSIS is for the others.
-
-    None where there is no tail to smooth: draws that are fewer than 25, or that are all alike. The
-    verdict fails by other checks then.
-    """
-    rows = fit["log_likelihood"].to_dataset()["x"]
-    varies = np.ptp(rows.to_numpy(), axis=(0, 1)) > 0.0
-    own = {"log_likelihood": rows.isel(obs=varies).to_dataset(name="x")}
-    others = xr.DataTree.from_dict({"posterior": fit["posterior"].to_dataset()} | own)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
-        try:
-            loo = psis_loo(others, var_name="x", pointwise=True)
-        except (IndexError, ValueError):
-            return None
-    k = loo.pareto_k.to_numpy()
-    same = float(rows.isel(chain=0, draw=0, obs=~varies).sum())
-    values = {"elpd_loo": float(loo.elpd) + same, "elpd_loo_se": float(loo.se)}
-    values |= {"p_loo": float(loo.p)}
-    values |= {"pareto_k_max": float(k.max()), "pareto_k_bad": int((k > loo.good_k).sum())}
+def _criteria(found: ELPDDataLOO) -> xr.Dataset:
+    """PSIS-LOO as criteria: a Pareto k that is too high is told here, not by a warning."""
+    k = found.pareto_k.to_numpy()
+    values = {"elpd_loo": found.elpd, "elpd_loo_se": found.se, "p_loo": found.p}
+    values |= {"pareto_k_max": float(np.nanmax(k)), "pareto_k_bad": int((k > found.good_k).sum())}
     return xr.Dataset({name: ((), value) for name, value in values.items()})

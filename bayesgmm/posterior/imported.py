@@ -52,6 +52,7 @@ def from_draws(
     fixed: Mapping[str, Any] | None = None,
     mle: xr.DataTree | None = None,
     log_likelihood: bool | None = None,
+    loo: bool | None = None,
     random_seed: int | None = None,
 ) -> xr.DataTree:
     """Return draws by another sampler as a fit: aligned, judged, to be compared and saved.
@@ -67,7 +68,7 @@ def from_draws(
         ``extra``. From ``sample_stats`` comes what the verdict asks for, under the names of
         nutpie, PyMC, Stan or NumPyro.
     X : table (n, d)
-    sample_weight, columns, missing, labels, fixed, mle, log_likelihood, random_seed
+    sample_weight, columns, missing, labels, fixed, mle, log_likelihood, loo, random_seed
         As in `sample_posterior`; the seed is that of EM's fit, unless ``mle`` is given.
 
     Returns
@@ -108,7 +109,7 @@ def from_draws(
     is_own = "lp" in stats and bool(np.ptp(stats["lp"].to_numpy() - own) < _SAME_DENSITY)
     task.clock.lap("reading")
     shown = stats.assign(lp=(_BOTH, own))
-    fit, margin = collect(spec, task, points, shown, log_likelihood, raw)
+    fit, margin = collect(spec, task, points, shown, log_likelihood, loo, raw)
     made = fit["sample_stats"].to_dataset().drop_vars(["lp", *([] if is_own else ["log_prior"])])
     fit["sample_stats"] = xr.DataTree(made.assign({n: stats[n] for n in stats if n == "lp"}))
     others = [n for n in posterior if n not in raw and set(_BOTH) <= set(posterior[n].dims)]
@@ -125,6 +126,7 @@ def from_draws(
     fit.attrs |= task.attributes(verdict) | {"engine": "imported", "stop_reason": "imported"}
     if not is_own:
         fit.attrs["prior"] = json.dumps(HAND)
+        del fit["log_prior"]
     warn(verdict, PosteriorWarning)
     return fit
 

@@ -14,9 +14,7 @@ Tierney & Kadane (1986), J. Am. Statist. Assoc. 81, 82-86.  Vehtari, Simpson, Ge
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 
@@ -30,9 +28,11 @@ from bayesgmm.errors import NumericalError, PosteriorWarning
 from bayesgmm.labels import ambiguous_labels
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
+from bayesgmm.posterior.copies import Region
 from bayesgmm.posterior.curvature import Quadratic, mode_near
 from bayesgmm.posterior.density import Target
-from bayesgmm.posterior.draws import begin, collect
+from bayesgmm.posterior.draws import Task, begin, collect
+from bayesgmm.posterior.normaliser import Estimate, is_normalised, log_normaliser
 
 PARETO_K = Limit(0.7, 0.7)  # beyond, averages of weighted draws cannot be relied on
 EFFECTIVE = Limit(400.0, 100.0, is_floor=True)
@@ -51,6 +51,7 @@ def fit_laplace(
     draws: int = 4000,
     threads: int | None = None,
     log_likelihood: bool | None = None,
+    loo: bool | None = None,
     random_seed: int | None = None,
 ) -> xr.DataTree:
     r"""Approximate the posterior at EM's optimum, and say whether the approximation stands.
@@ -84,6 +85,8 @@ def fit_laplace(
         At most this many; default all cores. The result does not depend on it.
     log_likelihood : bool, optional
         Keep the pointwise log-likelihood; as in `sample_posterior`.
+    loo : bool, optional
+        Compute PSIS-LOO; as in `sample_posterior`.
     random_seed : int, optional
         Same seed, same draws.
 
@@ -91,7 +94,9 @@ def fit_laplace(
     -------
     xarray.DataTree
         As that of `sample_posterior`, with one chain of independent draws; ``criteria`` has
-        ``pareto_k`` and ``effective_draws`` of the importance weights.
+        ``pareto_k`` and ``effective_draws`` of the importance weights, and ``log_evidence``, the
+        log marginal likelihood by their mean, with ``log_evidence_se``: of this mode and its
+        copies (`log_marginal_likelihood`).
 
     Raises
     ------
@@ -127,9 +132,10 @@ def fit_laplace(
     weight, k = _smoothed(log_weight)
     effective = 1.0 / float(weight @ weight)
     chosen = _resampled(weight, rng)
+    evidence = _evidence(task, mode, points, log_weight)
     task.clock.lap("draws")
     stats = xr.Dataset({"lp": (("chain", "draw"), value[None, chosen])})
-    fit, margin = collect(spec, task, points[None, chosen], stats, log_likelihood)
+    fit, margin = collect(spec, task, points[None, chosen], stats, log_likelihood, loo)
     verdict = Verdict(
         (
             _pareto(k),
@@ -139,6 +145,8 @@ def fit_laplace(
     )
     task.clock.lap("summary")
     criteria = {"pareto_k": k, "effective_draws": effective}
+    if evidence is not None:
+        criteria |= {"log_evidence": evidence.value, "log_evidence_se": evidence.error}
     found = fit["criteria"].to_dataset() if "criteria" in fit.children else xr.Dataset()
     fit["criteria"] = xr.DataTree(found.assign({n: ((), v) for n, v in criteria.items()}))
     fit.attrs |= task.attributes(verdict) | {"engine": "laplace", "stop_reason": "completed"}
@@ -163,10 +171,30 @@ def _weighted(
     """Return draws from the approximation, their log-posterior, and their log-weights."""
     z = rng.standard_normal((draws, target.size))
     points = mode.point + z @ mode.root.T
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        value = np.array(list(pool.map(lambda point: target(point)[0], points, chunksize=16)))
+    value = target.values(points, threads)
     value[~np.isfinite(value)] = -math.inf  # outside of the posterior's support
     return points, value, value + 0.5 * (z**2).sum(axis=1)
+
+
+def _evidence(task: Task, mode: Quadratic, points: Array, log_weight: Array) -> Estimate | None:
+    """Return the log evidence by the mean weight in the pivot's region, and its error.
+
+    None where the prior's normalising constant is not known.
+    """
+    if not is_normalised(task.target.space):
+        return None
+    region = Region(task.target, task.pivot, task.kinds)
+    inside = np.where(region.holds(points), log_weight, -math.inf)
+    constant = log_normaliser(task.prior, task.target.space.chart, task.seed)
+    n, p = points.shape
+    top = float(inside.max())
+    weight = np.exp(inside - top) if math.isfinite(top) else np.zeros(n)
+    if not weight.any():
+        return Estimate(-math.inf, math.inf)
+    log_volume = 0.5 * p * math.log(2.0 * math.pi) + np.linalg.slogdet(mode.root)[1]
+    value = top + math.log(weight.mean()) + log_volume + region.log_copies - constant.value
+    error = weight.std() / weight.mean() / math.sqrt(n)
+    return Estimate(float(value), math.hypot(float(error), constant.error))
 
 
 def _smoothed(log_weight: Array) -> tuple[Array, float]:

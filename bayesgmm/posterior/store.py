@@ -54,7 +54,7 @@ class Stored:
     ----------
     spec : GaussianMixture
     task : Task
-    log_likelihood : bool or None
+    log_likelihood, loo : bool or None
         As `sample_posterior` was asked.
     sampled : DataTree
         As `run_nuts` returns it; the reason is ``"recovered"`` if the sampler did not end.
@@ -63,6 +63,7 @@ class Stored:
     spec: GaussianMixture
     task: Task
     log_likelihood: bool | None
+    loo: bool | None
     sampled: xr.DataTree
 
 
@@ -175,7 +176,7 @@ def read(path: Any) -> Stored:
         raise _damaged(store / _END, error) from error
     sampled = draws_of(store, settings, end.get("stop_reason"))
     _check_density(store, task, sampled)
-    return Stored(spec, task, settings["log_likelihood"], sampled)
+    return Stored(spec, task, settings["log_likelihood"], settings["loo"], sampled)
 
 
 def _damaged(path: Path, error: Exception) -> ArgumentError:
