@@ -167,6 +167,13 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     "plot_labels": (lambda t, _: bg.plot_labels(t), DRAWS | DRAWN_PARTS),
     "standard_errors": (lambda t, _: bg.standard_errors(t), {"bootstrap"}),
     "percentile_intervals": (lambda t, _: bg.percentile_intervals(t), {"bootstrap"}),
+    "log_marginal_likelihood": (
+        lambda t, _: quiet(bg.log_marginal_likelihood, t, random_seed=1),
+        {"laplace"},
+    ),
+    "loo": (lambda t, _: quiet(bg.loo, t), {"laplace"}),
+    "loo_pit": (lambda t, _: bg.loo_pit(t), {"laplace"}),
+    "sensitivity": (lambda t, _: bg.sensitivity(t), {"laplace"}),
     "compare, first": (lambda t, _: bg.compare(t, boot()), POINTS - {"fixed"}),
     "mode": (lambda t, _: bg.mode(t), {"posterior"}),
     "combine_modes": (lambda t, _: quiet(bg.combine_modes, t, random_seed=1), {"posterior"}),

@@ -28,6 +28,7 @@ from bayesgmm.rows import draws_of
 
 ERROR = Limit(0.1, 0.5)  # standard error of the log evidence
 AGREEMENT = Limit(3.0, 5.0)  # difference of two estimates, in its standard errors
+WEIGHTS = Limit(0.3, 0.7)  # Pareto's k of draws that were resampled by weights
 _FEWEST = 4  # draws of each half, per coordinate
 
 
@@ -59,7 +60,8 @@ def log_marginal_likelihood(
         ``log_evidence``; ``standard_error`` of it; ``relative_mse`` of the evidence itself;
         ``log_evidence_half`` (half) of the two halves; ``n_iter``; ``inside``, the share of
         proposals in the region; ``log_copies``, of which it is one; ``log_prior_normaliser``. In
-        attrs the ``verdict`` (JSON): ``draws``, ``bridge``, ``evidence-error``, ``halves``.
+        attrs the ``verdict`` (JSON): ``draws``, ``bridge``, ``halves``, ``evidence-error``, and for
+        `fit_laplace` ``weights``.
 
     Raises
     ------
@@ -119,6 +121,7 @@ def log_marginal_likelihood(
     verdict = Verdict(
         (
             _of_draws(post),
+            *_of_weights(post),
             _of_bridge(found),
             _of_halves(float(log_ratio[0] - log_ratio[1]), float(mse.sum())),
             _of_error(error),
@@ -196,6 +199,20 @@ def _of_draws(post: xr.DataTree) -> Check:
         "What the draws have missed is missing in the evidence. Sample again as their verdict "
         "advises.",
     )
+
+
+def _of_weights(post: xr.DataTree) -> list[Check]:
+    """Draws that were resampled by their weights hold no tail that the proposal has missed."""
+    if "criteria" not in post.children or "pareto_k" not in post["criteria"]:
+        return []
+    k = float(post["criteria"]["pareto_k"])
+    status, evidence = WEIGHTS.grade(k), f"draws are resampled by weights with Pareto's k {k:.2f}"
+    advice = (
+        "The tails of the posterior are hardly among such draws, which makes the evidence too "
+        "small, by more than its error. Use sample_posterior, or more draws of fit_laplace and its "
+        "own log_evidence in criteria."
+    )
+    return [Check("weights", status, evidence, "" if status == "ok" else advice)]
 
 
 def _of_bridge(found: list[Bridge]) -> Check:

@@ -96,7 +96,8 @@ def fit_laplace(
         As that of `sample_posterior`, with one chain of independent draws; ``criteria`` has
         ``pareto_k`` and ``effective_draws`` of the importance weights, and ``log_evidence``, the
         log marginal likelihood by their mean, with ``log_evidence_se``: of this mode and its
-        copies (`log_marginal_likelihood`).
+        copies (`log_marginal_likelihood`). The error is understated where k is near 0.5 or above:
+        rare weights that no draw had are not in it.
 
     Raises
     ------

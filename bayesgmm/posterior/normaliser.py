@@ -221,7 +221,12 @@ class _Axes(NamedTuple):
 
     @property
     def n_axes(self) -> int:
-        return 1 if self.family.orientation == "E" else self.k
+        return 1 if self.has_one else self.k
+
+    @property
+    def has_one(self) -> bool:
+        """Whether axes are common, and spectra integrated out; else the shape is common."""
+        return self.family.orientation == "E"
 
     @property
     def precision(self) -> Array:
@@ -229,10 +234,10 @@ class _Axes(NamedTuple):
         d = len(self.value)
         rows, columns = np.tril_indices(d, -1)
         a, b = self.value[rows], self.value[columns]
-        copies = self.k if self.n_axes == 1 else 1
+        copies = self.k if self.has_one else 1
         turn = 4.0 * copies * self.dof * (a - b) ** 2 / (a * b) + 2.0 * (d - 1)
         turns = np.diag(np.tile(turn, self.n_axes))
-        if self.n_axes == 1:
+        if self.has_one:
             return turns
         contrast = np.eye(d)[:, 1:] - 1.0 / d
         size = len(turns) + d - 1
@@ -244,7 +249,7 @@ class _Axes(NamedTuple):
     def log_density(self, points: Array) -> Array:
         """At points (s, p) from the mode; -inf where the axes have a nearer copy."""
         s, d = len(points), len(self.value)
-        n_shape = 0 if self.n_axes == 1 else d - 1
+        n_shape = 0 if self.has_one else d - 1
         shape, skew = points[:, :n_shape], points[:, n_shape:].reshape(s, self.n_axes, -1)
         matrix = np.zeros((s, self.n_axes, d, d))
         matrix[..., np.arange(d), np.arange(d)] = 1.0
@@ -254,7 +259,7 @@ class _Axes(NamedTuple):
         measure = -(d - 1.0) * np.linalg.slogdet(matrix)[1].sum(axis=1)
         along = np.einsum("smij,i,smij->smj", axes, self.value, axes)  # diag(M' Lambda M)
         dof, k = self.dof, self.k
-        if self.n_axes == 1:
+        if self.has_one:
             found = -0.5 * k * dof * np.log(0.5 * along[:, 0]).sum(axis=1)
         else:
             log_mode = np.log(self.value) - np.log(self.value).mean()
