@@ -29,7 +29,7 @@ from bayesgmm.rows import draws_of
 ERROR = Limit(0.1, 0.5)  # standard error of the log evidence
 AGREEMENT = Limit(3.0, 5.0)  # difference of two estimates, in its standard errors
 WEIGHTS = Limit(0.3, 0.7)  # Pareto's k of draws that were resampled by weights
-_FEWEST = 4  # draws of each half, per coordinate
+_FEWEST = 3  # draws of each half, per coordinate
 
 
 def log_marginal_likelihood(
