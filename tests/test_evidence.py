@@ -32,7 +32,14 @@ from bayesgmm.posterior.density import Target, target
 from bayesgmm.posterior.normaliser import log_normaliser
 from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.posterior.source import source_of
-from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, LogNormal, SeparationPrior
+from bayesgmm.prior import (
+    ConjugatePrior,
+    HalfNormal,
+    HierarchicalInverseGamma,
+    InverseGamma,
+    LogNormal,
+    SeparationPrior,
+)
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.rows import draws_of
 
@@ -277,6 +284,8 @@ def scipys(prior: Any, family: Covariance, theta: dict[str, Array]) -> float:
                 value += law.logpdf(covariance)
         return value
     value += stats.norm(prior.mean, prior.mean_sd).logpdf(theta["mean"]).sum()
+    if isinstance(prior.scale, HierarchicalInverseGamma):
+        return value + hierarchical(prior, family, own)
     for covariance in own:
         features = slice(0, 1) if family.shape == "I" else slice(None)
         sd = np.sqrt(np.diagonal(covariance))[features]
@@ -289,10 +298,30 @@ def scipys(prior: Any, family: Covariance, theta: dict[str, Array]) -> float:
                 law = stats.halfnorm(scale=np.asarray(sigma)[features])
         # From standard deviations to variances.
         value += (law.logpdf(sd) - np.log(2.0 * sd)).sum()
-        if not family.is_diagonal:
-            r = covariance[0, 1] / sd.prod()
-            beta = stats.beta(prior.correlation, prior.correlation, loc=-1.0, scale=2.0)
-            value += beta.logpdf(r) - np.log(sd).sum()
+        value += of_correlation(prior, family, covariance)
+    return value
+
+
+def of_correlation(prior: Separation, family: Covariance, covariance: Array) -> float:
+    """LKJ's density of one correlation, by that of the covariance."""
+    if family.is_diagonal:
+        return 0.0
+    sd = np.sqrt(np.diagonal(covariance))
+    law = stats.beta(prior.correlation, prior.correlation, loc=-1.0, scale=2.0)
+    return float(law.logpdf(covariance[0, 1] / sd.prod()) - np.log(sd).sum())
+
+
+def hierarchical(prior: Separation, family: Covariance, own: Array) -> float:
+    """Variances given their common size, which is integrated out by quadrature."""
+    alpha, shape, rate = prior.scale.alpha, prior.scale.shape, prior.scale.rate
+    value = sum(of_correlation(prior, family, one) for one in own)
+    for f in range(1 if family.shape == "I" else own.shape[1]):
+        level = np.linspace(-60.0, 30.0, 9001)  # of the logarithm of the size
+        size = np.exp(level)
+        terms = stats.gamma(shape, scale=1.0 / rate[f]).logpdf(size) + level
+        for one in own:
+            terms = terms + stats.invgamma(alpha, scale=size).logpdf(one[f, f])
+        value += float(logsumexp(terms)) + math.log(level[1] - level[0])
     return value
 
 
@@ -301,6 +330,7 @@ PRIORS: dict[str, Any] = {
     "log-normal": SeparationPrior(mean=0.3, scale=LogNormal(0.2, 0.4), correlation=3.0),
     "inverse gamma": SeparationPrior(mean_sd=0.8, scale=InverseGamma(2.5, 0.7)),
     "half-normal": SeparationPrior(mean=5.0, scale=HalfNormal(1.3), units="data"),
+    "hierarchical": SeparationPrior(scale=HierarchicalInverseGamma(2.0, 0.5, 1.5), units="data"),
 }
 
 
@@ -546,6 +576,13 @@ def test_what_has_no_evidence_is_refused_by_name() -> None:
         bg.log_marginal_likelihood(boot)
     with pytest.raises(ArgumentError, match=r"^post: has 20 draws, too few for 11 coordinates"):
         bg.log_marginal_likelihood(laplace().isel(draw=slice(0, 20)))
+    draws = laplace()["posterior"].to_dataset().isel(chain=[0, 0, 0, 0], draw=slice(0, 100))
+    edited = draws.assign_coords(chain=np.arange(4))
+    hand = quiet(bg.from_draws, bg.GaussianMixture(2), edited, table("faithful"), mle=mle)
+    for function in (bg.log_marginal_likelihood, bg.sensitivity):
+        with pytest.raises(ArgumentError, match=r"^post: has draws of a density that is not known"):
+            function(hand)
+    assert np.isfinite(quiet(bg.loo, hand).elpd)
     held = {"mean": [[2.0, np.nan], [np.nan, np.nan]]}
     spec = bg.GaussianMixture(2)
     post = quiet(bg.fit_laplace, spec, table("faithful"), fixed=held, draws=200, random_seed=1)

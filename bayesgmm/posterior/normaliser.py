@@ -38,7 +38,7 @@ from bayesgmm.moments import Array
 from bayesgmm.posterior.chart import Coordinates
 from bayesgmm.posterior.copies import is_nearest, log_copies_of_axes
 from bayesgmm.posterior.space import Space
-from bayesgmm.prior import HalfNormal, InverseGamma, LogNormal, Scale
+from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal, Scale
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
 
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -157,7 +157,7 @@ def _separation(prior: Separation, family: Covariance, k: int) -> float:
     d = len(prior.mean)
     copies = 1 if family.is_common else k
     if family.shape == "I":
-        return copies * (math.log(2.0) + float(_of_scale(prior.scale)[0]))
+        return copies * math.log(2.0) + float(_of_scales(prior.scale, copies)[0])
     correlations = 0.0 if family.is_diagonal else _lkj(d, prior.correlation)
     if {family.volume, family.shape} == {"E", "V"}:
         assert isinstance(prior.scale, LogNormal)  # refused in `resolved.separation` otherwise
@@ -165,18 +165,28 @@ def _separation(prior: Separation, family: Covariance, k: int) -> float:
         volumes, shapes = (1, k) if family.volume == "E" else (k, 1)
         shape = (d - 1) * normal + (d - 1) * math.log(2.0) + 0.5 * math.log(d) + correlations
         return volumes * (math.log(2.0) + normal - 0.5 * math.log(d)) + shapes * shape
-    return copies * (d * math.log(2.0) + float(_of_scale(prior.scale).sum()) + correlations)
+    scales = float(_of_scales(prior.scale, copies).sum())
+    return copies * (d * math.log(2.0) + correlations) + scales
 
 
-def _of_scale(scale: Scale) -> Array:
-    """Log-integral over log(sd) of each feature's density, as `resolved` has it."""
+def _of_scales(scale: Scale, copies: int) -> Array:
+    r"""Log-integral over the log(sd) of so many components of each feature's density in `resolved`.
+
+    That of hierarchical variances is the Dirichlet integral of :math:`\sigma^{-2} / h`.
+    """
     match scale:
         case LogNormal(mu, sigma):
-            return np.full(np.size(mu), 0.5 * _LOG_2PI + math.log(sigma))
+            return np.full(np.size(mu), copies * (0.5 * _LOG_2PI + math.log(sigma)))
         case InverseGamma(alpha, beta):
-            return np.asarray(float(gammaln(alpha)) - alpha * np.log(np.atleast_1d(beta)))
+            each = float(gammaln(alpha)) - alpha * np.log(np.atleast_1d(beta))
+            return np.asarray(copies * each)
         case HalfNormal(sigma):
-            return np.asarray(np.log(np.atleast_1d(sigma)) + 0.5 * math.log(0.5 * math.pi))
+            each = np.log(np.atleast_1d(sigma)) + 0.5 * math.log(0.5 * math.pi)
+            return np.asarray(copies * each)
+        case HierarchicalInverseGamma(alpha, shape, rate):
+            log_rate = np.log(np.atleast_1d(np.asarray(rate, dtype=np.float64)))
+            gammas = copies * gammaln(alpha) + gammaln(shape) - gammaln(shape + copies * alpha)
+            return np.asarray(copies * (alpha * log_rate - math.log(2.0)) + gammas)
 
 
 def _lkj(d: int, eta: float) -> float:
