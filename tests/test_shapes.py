@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pandas as pd
 import pymc as pm
@@ -604,6 +605,8 @@ class TestTrees:
         assert (bg.predict(post, x) == -1).any()
         with pytest.raises(ArgumentError, match="another specification"):
             bg.sample_posterior(GaussianMixture(2), x, mle=mle)
+        with pytest.raises(ArgumentError, match=r"^post: .*: noise is 'box', but None in mle"):
+            bg.compare(models.maximum(), post)
 
     def test_a_fit_without_noise_starts_with_half_a_row_of_it(self) -> None:
         x = pd.DataFrame(np.random.default_rng(1).normal(size=(200, 2)))

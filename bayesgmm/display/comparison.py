@@ -161,6 +161,7 @@ def _check_comparable(mle: xr.DataTree, post: xr.DataTree) -> None:
     differ = {
         "n_components": (a.n_components, b.n_components),
         "covariance": (str(a.covariance), str(b.covariance)),
+        "noise": (a.noise, b.noise),
         "feature names": (names_of(mle), names_of(post)),
         "number of rows": tuple(fit["observed_data"].sizes["obs"] for fit in (mle, post)),
         "data fingerprint": (mle.attrs["fingerprint"], post.attrs["fingerprint"]),
