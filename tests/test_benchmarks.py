@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from bayesgmm.numeric import simd
 from benchmarks import __main__ as command
-from benchmarks import gradient, growth, iteration, machine, report, roofline, sampling
+from benchmarks import gradient, growth, iteration, machine, report, roofline, samplers, sampling
 from benchmarks.child import environment
 from benchmarks.optimum import GAP, ours
 from benchmarks.peers import Mclust, Sklearn
@@ -217,21 +217,21 @@ class TestSampling:
         root = rng.normal(size=(2, 50, 2, 2, 2))
         draws = (rng.dirichlet([1, 1], size=(2, 50)), rng.normal(size=(2, 50, 2, 2)), root @ root)
         flipped = tuple(v[:, :, ::-1] for v in draws)
-        assert np.array_equal(sampling.by_first_mean(draws), sampling.by_first_mean(flipped))
+        assert np.array_equal(samplers.by_first_mean(draws), samplers.by_first_mean(flipped))
 
     def test_independent_draws_are_worth_what_they_are(self):
         rng = np.random.default_rng(1)
         weight = rng.dirichlet([5, 5], size=(4, 500))
         mean = rng.normal(size=(4, 500, 2, 2)) + 20.0 * np.arange(2)[:, None]
         covariance = rng.uniform(1, 2, size=(4, 500, 2, 2, 2))
-        judged = sampling.judged((weight, mean, covariance))
+        judged = samplers.judged((weight, mean, covariance))
         assert 1000 < judged["ess"] < 3500
         assert judged["rhat"] < 1.02
-        assert sampling.largest_z(judged, judged) == 0.0
+        assert samplers.largest_z(judged, judged) == 0.0
         moved = judged | {
             "mean": [v + 10 * e for v, e in zip(judged["mean"], judged["mcse"], strict=True)]
         }
-        assert sampling.largest_z(judged, moved) == pytest.approx(10 / math.sqrt(2))
+        assert samplers.largest_z(judged, moved) == pytest.approx(10 / math.sqrt(2))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
