@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bayesgmm.display.plots_labels import plot_labels as plot_labels
     from bayesgmm.display.plots_posterior import plot_coclustering as plot_coclustering
     from bayesgmm.display.plots_posterior import plot_responsibilities as plot_responsibilities
+    from bayesgmm.display.plots_prior import plot_prior as plot_prior
     from bayesgmm.display.words import format_table as format_table
     from bayesgmm.display.words import to_frame as to_frame
     from bayesgmm.em.fit import fit_em as fit_em
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
     from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.posterior.modes import combine_modes as combine_modes
     from bayesgmm.posterior.modes import mode as mode
+    from bayesgmm.posterior.prior_draws import prior_predictive as prior_predictive
+    from bayesgmm.posterior.prior_summary import PriorSummary as PriorSummary
+    from bayesgmm.posterior.prior_summary import prior_summary as prior_summary
     from bayesgmm.posterior.sensitivity import sensitivity as sensitivity
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
@@ -88,6 +92,7 @@ _WHERE = {
     "LogNormal": "prior",
     "Parameters": "moments",
     "Partition": "allocation.partition",
+    "PriorSummary": "posterior.prior_summary",
     "Selection": "inference.selection",
     "SeparationPrior": "prior",
     "align": "labelling.relabel",
@@ -117,12 +122,15 @@ _WHERE = {
     "plot_convergence": "display.plots_em",
     "plot_density": "display.plots",
     "plot_labels": "display.plots_labels",
+    "plot_prior": "display.plots_prior",
     "plot_responsibilities": "display.plots_posterior",
     "plot_select": "display.plots_em",
     "posterior_predictive": "predictive.replicated",
     "predict": "prediction",
     "predict_proba": "prediction",
     "predictive_density": "predictive.density",
+    "prior_predictive": "posterior.prior_draws",
+    "prior_summary": "posterior.prior_summary",
     "profile": "inference.profiling",
     "recover": "posterior.bayes",
     "regress": "conditioning",

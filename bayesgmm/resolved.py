@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
@@ -408,12 +408,13 @@ def describe(prior: PseudoData | Separation, names: Sequence[str]) -> dict[str, 
         return dict(zip(names, map(float, values), strict=True))
 
     if isinstance(prior, Separation):
-        return common | {
-            "mean: location": by_name(prior.mean),
-            "mean: sd": by_name(prior.mean_sd),
-            "standard deviation": repr(prior.scale),
-            "correlation: LKJ": prior.correlation,
+        kind = f"standard deviation: {type(prior.scale).__name__}"
+        scale = {
+            f"{kind} {field}": by_name(np.array(value)) if isinstance(value, tuple) else value
+            for field, value in asdict(prior.scale).items()
         }
+        found = {"mean: location": by_name(prior.mean), "mean: sd": by_name(prior.mean_sd)}
+        return common | found | scale | {"correlation: LKJ": prior.correlation}
     return common | {
         "mean: location": by_name(prior.mean),
         "mean: pseudo-observations": prior.shrinkage,

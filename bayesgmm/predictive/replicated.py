@@ -75,7 +75,7 @@ def posterior_predictive(
     rows = counted(fit)
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature").isel(obs=rows)
     _refuse(fit, observed)
-    names = _variables(names_of(fit))
+    names = variables(names_of(fit))
     x = observed.to_numpy()
     posterior = fit["posterior"].to_dataset()
     chains, length = posterior.sizes["chain"], posterior.sizes["draw"]
@@ -127,7 +127,7 @@ def _rows(
     return found
 
 
-def _variables(names: tuple[str, ...]) -> list[str]:
+def variables(names: tuple[str, ...]) -> list[str]:
     """Return the columns as names of variables."""
     found = [name.replace("/", "|") for name in names]
     taken = [name for name in found if name in _RESERVED or found.count(name) > 1]
