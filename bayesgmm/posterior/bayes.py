@@ -139,7 +139,7 @@ def sample_posterior(
         mle=mle,
         random_seed=random_seed,
     )
-    modes = _modes(task)
+    modes = modes_of(task)
     model = start_around(_places(modes, task), task.target, chains, task.seed)
     task.clock.lap("start")
     settings = {"draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept}
@@ -192,7 +192,7 @@ def recover(store: str | os.PathLike[str]) -> xr.DataTree:
     """
     stored = read(store)
     task, kept = stored.task, (stored.log_likelihood, stored.loo)
-    return _judged(stored.spec, task, _modes(task), stored.sampled, *kept)
+    return _judged(stored.spec, task, modes_of(task), stored.sampled, *kept)
 
 
 def _judged(
@@ -224,7 +224,7 @@ def _judged(
     return fit
 
 
-def _modes(task: Task) -> tuple[Mode, ...]:
+def modes_of(task: Task) -> tuple[Mode, ...]:
     """Return the posterior's modes, the same for the same task."""
     rng = np.random.default_rng(task.seed)
     return atlas(task.target, task.pivot, task.optima, task.kinds, rng)

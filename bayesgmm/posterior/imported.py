@@ -20,7 +20,9 @@ from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
+from bayesgmm.posterior.bayes import modes_of
 from bayesgmm.posterior.draws import Task, begin, collect
+from bayesgmm.posterior.modes import add_modes
 from bayesgmm.posterior.verdict import posterior_verdict
 
 # Statistics under our names, and what samplers call them: nutpie, PyMC and Stan, NumPyro.
@@ -115,12 +117,14 @@ def from_draws(
     others = [n for n in posterior if n not in raw and set(_BOTH) <= set(posterior[n].dims)]
     if others:
         fit["extra"] = xr.DataTree(posterior[others].transpose(*_BOTH, ...))
+    modes = modes_of(task) if is_own else ()
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,
         family=spec.covariance,
         max_treedepth=None,
         still=task.target.space.still,
+        modes=add_modes(fit, modes, task.kinds) if modes else None,
     )
     task.clock.lap("summary")
     fit.attrs |= task.attributes(verdict) | {"engine": "imported", "stop_reason": "imported"}
