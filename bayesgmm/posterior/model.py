@@ -2,6 +2,7 @@
 
 Free variables: ``weight`` (Dirichlet), ``covariance`` (the family's prior, sampled in the family's
 own unconstrained coordinates, `FamilyChart`) and ``mean``; observed: ``x``, one density per row.
+What is fixed in part is made of a free variable of its own and constants.
 """
 
 from __future__ import annotations
@@ -115,8 +116,9 @@ def to_pymc(
     Raises
     ------
     NotYetSupportedError
-        For what `fit_em` refuses together with noise. Drawing rows from noise of which the volume
-        alone is known is an ``AssertionError`` of PyTensor.
+        For what `fit_em` refuses together with noise; when covariances of a hierarchical prior are
+        drawn of which some are fixed. Drawing rows from noise of which the volume alone is known is
+        an ``AssertionError`` of PyTensor.
     ArgumentError, DataError
         For a specification without a prior, and for bad data; if nothing is free.
 
