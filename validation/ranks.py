@@ -33,7 +33,7 @@ from bayesgmm.labelfree import label_free
 from bayesgmm.posterior import draws as drawing
 from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.predictive import draw_covariance
-from bayesgmm.prior import HalfNormal, InverseGamma
+from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.resolved import log_density as log_prior
 from bayesgmm.tree import DIMS, point
@@ -86,6 +86,7 @@ def cases() -> dict[str, Case]:
     half = bg.SeparationPrior(scale=HalfNormal(1.0), **apart)
     inverse = bg.SeparationPrior(scale=InverseGamma(4.0, 3.0), correlation=1.5, **apart)
     split = bg.SeparationPrior(correlation=3.0, **apart)
+    alike = bg.SeparationPrior(scale=HierarchicalInverseGamma(2.0, 2.0, 2.0), **apart)
 
     def case(name: str, text: str, k: int, family: str, prior: bg.prior.Prior, n: int) -> Case:
         d = 1 if len(family) == 1 else 2
@@ -95,6 +96,7 @@ def cases() -> dict[str, Case]:
         case("V", "conjugate", 2, "V", line, 40),
         case("V half-normal", "means and half-normal sds apart", 2, "V", half, 40),
         case("VVI", "conjugate", 2, "VVI", plane, 40),
+        case("VVI hierarchical", "means apart, variances alike in size", 2, "VVI", alike, 40),
         case("EEE", "conjugate, three components", 3, "EEE", plane, 60),
         case("VVV", "conjugate", 2, "VVV", plane, 40),
         case("VVV LKJ", "means, inverse-gamma sds and correlations apart", 2, "VVV", inverse, 40),

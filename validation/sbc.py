@@ -30,6 +30,8 @@ import pandas as pd
 import xarray as xr
 from arviz_stats.base import array_stats
 from arviz_stats.ecdf_utils import ecdf_pit
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from validation.ranks import BUGS, RANKED, cases, one
 
@@ -140,14 +142,17 @@ def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
         cols=["__variable__"],
         col_wrap=4,
         aes={"color": ["case"]},
-        visuals={"p_value_text": False, "suspicious_points": False},
-        figure_kwargs={"figsize": (11, 7)},
+        aes_by_visuals={"ecdf_lines": ["color"]},
+        visuals={"p_value_text": False, "suspicious_points": False, "xlabel": False},
+        figure_kwargs={"figsize": (12, 7), "layout": "constrained"},
+        color=[to_hex(c) for c in colormaps["tab20"].colors[: len(tables)]],
     )
     x, lower, upper = band(least)
     for name in names:
         axes = drawn.get_target(name, {})
         axes.fill_between(x, lower - x, upper - x, step="post", color="0.9", zorder=0)
-    drawn.add_legend("case")
+        axes.autoscale(axis="y")
+    drawn.add_legend("case", loc="outside right upper", frameon=False)
     drawn.savefig(path)
 
 
@@ -158,10 +163,10 @@ def summarise(study: Study, found: list[dict[str, object]]) -> dict[str, object]
     record |= {s: int(status.get(s, 0)) for s in ("ok", "warn", "fail", "no maximum")}
     for name, trusted in (("all", False), ("trusted", True)):
         table = places(found, trusted=trusted)
-        p = p_values(table)
+        p = p_values(table) if len(table) > 1 else pd.Series(dtype=float)
         record |= {
             f"p_{name}": p.to_dict(),
-            f"least_{name}": min(1.0, float(p.min()) * len(p)),
+            f"least_{name}": float(np.minimum(1.0, p.min() * len(p))),  # NaN of none
             f"inside_{name}": sum(is_inside(u.to_numpy()) for _, u in table.items()),
         }
     return record | {"seconds": float(np.median([f["seconds"] for f in found]))}
@@ -187,14 +192,14 @@ def page(records: list[dict[str, object]], seed: int, pictures: list[str]) -> st
         lines.append([r["case"], cases()[r["case"]].text, *counts, *least, inside])
     overall = as_table(lines, left=2)
     lines = [["quantity", *(r["case"] for r in plain)]]
-    lines += [[name, *(f"{r['p_trusted'][name]:.2g}" for r in plain)] for name in names]
+    lines += [[q, *(f"{r['p_trusted'].get(q, np.nan):.2g}" for r in plain)] for q in names]
     each = as_table(lines)
     lines = [["bug", "case", "simulations", "p", "seen", "in band", "seen best by"]]
     for r in spoilt:
         worst = min(r["p_all"], key=r["p_all"].get)
         is_seen = "yes" if r["least_all"] < SEEN else "no"
         inside = f"{r['inside_all']} of {len(names)}"
-        least = f"{r['least_all']:.1g}"
+        least = f"{r['least_all']:.1g}" if r["least_all"] > 1e-12 else "< 1e-12"
         lines.append([r["bug"], r["case"], str(r["simulations"]), least, is_seen, inside, worst])
     bugs = as_table(lines, left=2)
     seconds = float(np.median([r["seconds"] for r in plain]))
@@ -205,7 +210,7 @@ Written by `python -m validation.sbc --simulations {n} --seed {seed}`. Parameter
 prior, {", ".join(sorted({str(c.n) for c in cases().values()}))} rows from them, and the posterior
 of these rows by `fit_em` (for the labels) and `sample_posterior`, 4 x (500 + 500) draws, thinned to
 {RANKED}. The rank of the truth among the draws is uniform if the posterior is right, for every
-quantity of parameters and data (Talts et al. 2018; Modrák et al. 2023). Twelve are looked at: six
+quantity of parameters and data (Talts et al. 2018; Modrák et al. 2023). Twelve are looked at: seven
 without labels, the joint log-likelihood and the log-prior among them, and five of components, whose
 labels, those of EM's fit, depend on the data alone, so that truth and draws get them in one way.
 *Posterior* calibration (Säilynoja et al. 2025) draws the truth from the posterior of observed rows
@@ -229,7 +234,10 @@ p-values of each, among fits that did not fail:
 
 {each}
 
-{shown[0] if shown else ""}
+The distribution functions of the ranks less the uniform one, and the band; of every case as many
+fits as there are of that with the fewest:
+
+{shown[0] if shown else "(no picture)"}
 
 ## Planted bugs
 
@@ -240,13 +248,13 @@ see it). A bug is seen if *p* is below {SEEN}.
 
 {bugs}
 
-{shown[1] if len(shown) > 1 else ""}
+{shown[1] if len(shown) > 1 else "(no picture)"}
 
 ## Why not simuk's loop
 
 simuk 0.3 samples each simulation by `pm.sample`, which compiles the model anew: 15 to 25 s each for
 two components in one column on a busy machine with two cores, where `fit_em` and `sample_posterior`
-together took less than one (here {seconds:.2f} s). It also ranks each variable of the model by
+together took about one (median of this run: {seconds:.2f} s). It also ranks each variable of the model by
 itself, which cannot give the log-likelihood. So the ranks are our own, a dozen lines; uniformity
 and pictures are ArviZ's, as they are for simuk.
 """
@@ -286,7 +294,7 @@ def main() -> None:
     if options.out:
         for name, group in (("sbc", tables), ("sbc-planted", spoilt)):
             if group:
-                pictures.append(f"{name}.svg")
+                pictures.append(f"{name}.png")
                 picture(group, options.out.with_name(pictures[-1]))
     text = page(records, options.seed, pictures)
     print(text)
