@@ -254,9 +254,9 @@ see it). A bug is seen if *p* is below {SEEN}.
 
 simuk 0.3 samples each simulation by `pm.sample`, which compiles the model anew: 15 to 25 s each for
 two components in one column on a busy machine with two cores, where `fit_em` and `sample_posterior`
-together took about one (median of this run: {seconds:.2f} s). It also ranks each variable of the model by
-itself, which cannot give the log-likelihood. So the ranks are our own, a dozen lines; uniformity
-and pictures are ArviZ's, as they are for simuk.
+together took about one (median of this run: {seconds:.2f} s). It also ranks each variable of the
+model by itself, which cannot give the log-likelihood. So the ranks are our own, a dozen lines;
+uniformity and pictures are ArviZ's, as they are for simuk.
 """
 
 
