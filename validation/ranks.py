@@ -19,7 +19,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from unittest import mock
 
 import numpy as np
@@ -207,6 +207,11 @@ def no_jacobian(target: Target) -> Target:
     return replace(target, terms=replace(target.terms, linear=0.0 * target.terms.linear))
 
 
+def as_kind(target: Target, kind: type[Target]) -> Target:
+    """Return a target as one of a subclass, or of `Target` itself."""
+    return kind(**{f.name: getattr(target, f.name) for f in fields(target)})
+
+
 class _Swapped(Target):
     def parameters(self, points: np.ndarray) -> dict[str, np.ndarray]:
         found = super().parameters(points)
@@ -215,14 +220,25 @@ class _Swapped(Target):
 
 def swapped_weights(target: Target) -> Target:
     """Return the target whose draws have the weights in the wrong order."""
-    return _Swapped(**{f.name: getattr(target, f.name) for f in fields(target)})
+    return as_kind(target, _Swapped)
+
+
+class _Deaf(Target):
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return as_kind(self, Target).without_data().arrays
+
+
+def dropped_likelihood(target: Target) -> Target:
+    """Return the target that has data but does not see them when it is evaluated."""
+    return as_kind(target, _Deaf)
 
 
 Bug = Callable[[Target], Target]
 BUGS: dict[str, Bug] = {
     "wrong Jacobian": no_jacobian,
     "swapped weights": swapped_weights,
-    "dropped likelihood": Target.without_data,
+    "dropped likelihood": dropped_likelihood,
 }
 
 
