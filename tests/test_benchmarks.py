@@ -13,7 +13,17 @@ from scipy.stats import multivariate_normal
 
 from bayesgmm.numeric import simd
 from benchmarks import __main__ as command
-from benchmarks import gradient, growth, iteration, machine, report, roofline, samplers, sampling
+from benchmarks import (
+    gradient,
+    growth,
+    iteration,
+    machine,
+    report,
+    roofline,
+    samplers,
+    sampling,
+    sampling_grid,
+)
 from benchmarks.child import environment
 from benchmarks.optimum import GAP, ours
 from benchmarks.peers import Mclust, Sklearn
@@ -306,3 +316,36 @@ class TestPage:
     def test_threads_are_limited_before_anything_is_imported(self, tmp_path):
         limits = environment(3, str(tmp_path))
         assert {limits[f"{n}_NUM_THREADS"] for n in ("OMP", "OPENBLAS", "MKL", "NUMBA")} == {"3"}
+
+
+class TestSamplingGrid:
+    def test_everyone_samples_the_same_posterior(self):
+        for n, d in ((272, 1), (272, 2), (272, 5), (1000, 2)):
+            mine, theirs = (sampling_grid.case(n, d, e) for e in ("ours", "NumPyro"))
+            assert mine.x.shape == (n, d)
+            assert mine.k == theirs.k == (3 if n != 272 or d == 5 else 2)
+            for name in ("x", "mean", "mean_sd", "log_sd"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+        assert sampling_grid.case(100_000, 5, "NumPyro").draws == 50
+        assert sampling_grid.case(100_000, 5, "ours").draws == 1000
+
+    def test_the_page_says_what_was_measured_and_what_is_missing(self):
+        def record(engine, **changes):
+            found = {"engine": engine, "n": 272, "d": 2, "caches": "warm", "draws": 1000}
+            found |= {"tune": 500, "total": 4.0, "ess": 4000.0, "rhat": 1.001, "gradients": 28_000}
+            return found | {"mean": [1.0], "mcse": [0.01]} | changes
+
+        records = [
+            record("ours"),
+            record("pm.Mixture, nutpie", total=40.0, ess=2000.0, mean=[1.05]),
+            record("NumPyro", rhat=1.3),
+            {"engine": "NumPyro", "n": 1000, "d": 2, "caches": "cold", "missing": "not installed"},
+        ]
+        results = {"records": records, "machine": {"processor": "P", "cores": 2}, "seconds": 60.0}
+        page = sampling_grid.page(results | {"command": "c", "load": [0.1]})
+        lines = {line.split(" | ")[2]: line for line in page.splitlines() if "| 272 |" in line}
+        assert "| 1 000 | 7.00 | 1.00 |" in lines["ours"]
+        assert "| 3.5 | 50.0 | 14.0 | 20.0 |" in lines["pm.Mixture, nutpie"]
+        assert "not mixed" in lines["NumPyro"]
+        assert "| NumPyro | cold | not installed |" in page
+        assert "| 272 | 2 | ESS per second | ≥ 10.0 | – | 20.0 |" in page

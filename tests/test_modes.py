@@ -153,7 +153,7 @@ class TestAtlas:
         modes = fit["modes"].to_dataset()
         assert modes.sizes["mode"] == 1
         assert modes["share"].item() == 1.0
-        assert (fit["labels"]["mode"] == 0).all()
+        assert (fit["sample_stats"]["mode"] == 0).all()
         assert check(fit, "modes").status == "ok"
         assert "stacking" not in modes
 
@@ -302,7 +302,7 @@ class TestParts:
     def test_together_they_have_the_shares_of_the_modes(self, post: xr.DataTree) -> None:
         every = bg.combine_modes(post, random_seed=2)
         draws = [every["posterior"][name].to_numpy() for name in DIMS]
-        mode = every["labels"]["mode"].to_numpy()
+        mode = every["sample_stats"]["mode"].to_numpy()
         count = mode.size
         assert 300 < count <= 1600
         assert float((mode == 0).mean()) == pytest.approx(
@@ -340,13 +340,19 @@ class TestParts:
         )
         with pytest.raises(ArgumentError, match="in which no chain lives"):
             bg.mode(alone, 1)
-        alone["labels"] = (
-            alone["labels"]
+        alone["sample_stats"] = (
+            alone["sample_stats"]
             .to_dataset()
             .assign(mode=(("chain", "draw"), np.zeros((4, 400), dtype=int)))
         )
         with pytest.warns(PosteriorWarning, match="mode 1, with an estimated"):
             bg.combine_modes(alone, random_seed=1)
+
+    def test_other_labels_change_no_mode(self, post: xr.DataTree) -> None:
+        other = quiet(bg.align, post, pivot=at(post["modes"].to_dataset(), 1))
+        np.testing.assert_array_equal(
+            bg.mode(other, 1)["posterior"]["mean"], bg.mode(post, 1)["posterior"]["mean"]
+        )
 
     def test_nearest_does_not_see_labels(self, post: xr.DataTree, two: xr.DataTree) -> None:
         task = task_of(SQUARE, square(), two)

@@ -38,6 +38,7 @@ from bayesgmm.tree import components
 
 PARETO_K = 0.7  # beyond, a mass by importance sampling is not reliable
 _GAP = 7.0  # in log-evidence: what is further below the best mode, a thousandth, is not kept
+_HOPELESS = 10.0  # in log-density for each coordinate: from further below nothing is climbed
 _SAME = 1e-4  # squared Hellinger distance between two ends of a climb to one mode
 _NEAR = 0.1  # standard deviations from a peak that count as having reached it
 _DOF = 5.0  # of the t distribution
@@ -96,7 +97,10 @@ def atlas(
     rng : numpy.random.Generator
     """
     found: list[Mode] = []
+    least = target(target.point(pivot))[0] - _HOPELESS * target.size
     for theta in (pivot, *optima):
+        if target(target.point(theta))[0] < least:
+            continue
         mode = _mode(target, theta)
         if mode is not None and all(_apart(mode, other, kinds) > _SAME for other in found):
             found.append(mode)

@@ -83,7 +83,7 @@ def add_modes(fit: xr.DataTree, modes: Sequence[Mode], kinds: Labels | None) -> 
     place: Places = np.zeros(shape, dtype=np.intp)
     if len(modes) > 1:
         place = nearest(modes, **draws, kinds=kinds)
-    fit["labels"] = fit["labels"].to_dataset().assign(mode=(("chain", "draw"), place))
+    fit["sample_stats"] = fit["sample_stats"].to_dataset().assign(mode=(("chain", "draw"), place))
     numbers = np.arange(len(modes))
     visited = (place == numbers[:, None, None]).mean(axis=2)
     each = [tree.arrays(mode.parameters) for mode in modes]
@@ -142,6 +142,9 @@ def judge_modes(place: Places, modes: xr.Dataset) -> Check:
                 rhat = float(rhat_of(inside, method="split"))
             apart += [m] if _RHAT.grade(rhat) != "ok" else []
     evidence = f"{len(counts)} modes: {'; '.join(words)}"
+    more = ""
+    if len(counts) > len(place):
+        more = f" There are more modes than chains: chains={len(counts)} starts one in each."
     if apart:
         return Check(
             "modes",
@@ -150,7 +153,8 @@ def judge_modes(place: Places, modes: xr.Dataset) -> Check:
             "The chains do not pass between unlike modes as often as it takes, so that the share "
             "of the draws in each is that of the starts: no average of all draws means anything. "
             "bg.mode(post, i) gives the draws of one mode, bg.combine_modes(post) all of them by "
-            "the modes' shares. Use fewer components or a stronger prior if one answer is needed.",
+            "the modes' shares. Use fewer components or a stronger prior if one answer is needed."
+            f"{more}",
         )
     if missed:
         return Check(
@@ -158,7 +162,7 @@ def judge_modes(place: Places, modes: xr.Dataset) -> Check:
             "warn",
             evidence,
             "No chain has been where the atlas of modes says that there is some mass. Sample more "
-            "chains (they start from the modes in turn).",
+            f"chains (they start from the modes in turn).{more}",
         )
     return Check("modes", "ok", f"{evidence}; the chains pass between them")
 
@@ -268,7 +272,7 @@ def _modes_of(fit: Any) -> tuple[xr.Dataset, Places]:
     found = tree.whole("fit", fit)
     if "modes" not in found.children:
         raise ArgumentError("fit", "knows of no modes: give draws by sample_posterior")
-    return found["modes"].to_dataset(), found["labels"]["mode"].to_numpy()
+    return found["modes"].to_dataset(), found["sample_stats"]["mode"].to_numpy()
 
 
 def _taken(fit: xr.DataTree, chain: Places, draw: Places) -> xr.DataTree:
@@ -293,6 +297,7 @@ def _taken(fit: xr.DataTree, chain: Places, draw: Places) -> xr.DataTree:
 
 def _align(fit: xr.DataTree, theta: Parameters) -> None:
     """Give the draws of a fit the labels of a mode, unless labels are known."""
+    fit.attrs.pop("alignment", None)
     if "label_probability" in fit["constant_data"] or fit.attrs.get("fixed"):
         return
     raw = {name: fit["posterior_raw"][name].to_numpy() for name in tree.DIMS}
