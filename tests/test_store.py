@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -267,3 +270,30 @@ def test_where_no_bar_can_be_drawn_there_are_plain_lines(
     assert "\x1b" not in "".join(lines)
     sampled()
     assert capsys.readouterr().err == ""
+
+
+FORKED = """
+import os, sys, warnings
+import numpy as np
+import bayesgmm as bg
+warnings.simplefilter("ignore")
+x = np.random.default_rng(1).normal(size=(70_000, 1))
+spec = bg.GaussianMixture(2, "V")
+def work():
+    mle = bg.fit_em(spec, x, random_seed=1, n_starts=4, max_iter=20, standard_errors=False)
+    fit = bg.sample_posterior(spec, x[:50], draws=20, tune=20, chains=2, random_seed=1)
+    return repr((float(mle["criteria"]["loglik"]), float(fit["sample_stats"]["lp"].sum())))
+before = work()
+child = os.fork()
+if not child:
+    os._exit(0 if work() == before else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_process_that_is_forked_after_threads_ran_does_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

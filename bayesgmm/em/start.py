@@ -347,12 +347,14 @@ def _partition(
     # Slow to import, needed only here.
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     sd = np.sqrt(np.diagonal(data.covariance))
     x, weight = distinct.rows / sd, distinct.weight
     seed = int(rng.integers(2**31 - 1))
     if method == "kmeans":
-        with warnings.catch_warnings():
+        # By one thread: those of OpenMP add up in any order, and hang in a forked process.
+        with threadpool_limits(1, "openmp"), warnings.catch_warnings():
             # Of fewer groups than asked for, which are looked for below.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight)
