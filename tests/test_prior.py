@@ -36,6 +36,7 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior.curvature import quadratic_at
 from bayesgmm.posterior.density import target
+from bayesgmm.posterior.improper import warn_if_improper
 from bayesgmm.posterior.model import FamilyChart
 from bayesgmm.posterior.nuts import run_nuts, start_around
 from bayesgmm.posterior.predictive import draw_covariance
@@ -54,7 +55,6 @@ from bayesgmm.resolved import (
     pseudo_data,
     resolve,
     separation_log_density,
-    warn_if_improper,
 )
 
 PARTLY_SHARED = ("VEI", "EVI", "VEE", "EVV")

@@ -40,6 +40,7 @@ from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.density import Target, target
+from bayesgmm.posterior.improper import warn_if_improper
 from bayesgmm.posterior.loo import MOST, log_likelihoods, of_draws, relative_efficiency
 from bayesgmm.posterior.source import PIVOT
 from bayesgmm.posterior.space import held_in
@@ -50,7 +51,6 @@ from bayesgmm.resolved import (
     describe,
     log_densities,
     resolve,
-    warn_if_improper,
 )
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked

@@ -30,6 +30,7 @@ from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.posterior.chart import Coordinates
+from bayesgmm.posterior.improper import warn_if_improper
 from bayesgmm.posterior.op import Chart, ConjugateTerms, FamilyVector, MixtureRows
 from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.posterior.space import Space, checked_space, held_in
@@ -40,7 +41,6 @@ from bayesgmm.resolved import (
     measure_exponent,
     resolve,
     separation_log_density,
-    warn_if_improper,
 )
 
 
