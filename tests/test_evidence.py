@@ -43,6 +43,7 @@ from bayesgmm.prior import (
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.rows import draws_of
 
+UNKNOWN = "richardson_green_galaxies.json"
 CONJUGATE = ConjugatePrior(shrinkage=0.7, dof=9.0, mean=4.0, weight_concentration=2.5)
 
 
@@ -115,6 +116,40 @@ def test_a_posterior_with_several_modes_has_stans_evidence() -> None:
     )
     found = quiet(bg.log_marginal_likelihood, post, random_seed=2)
     assert gap(found, stan["value_exchangeable"], stan["approx_relative_sd"]) < 3.5
+
+
+def test_one_component_more_is_richardson_and_greens() -> None:
+    """The ratio of evidences is that of their posterior of K; with four, labels are ambiguous."""
+    reversible = json.loads((GOLDEN / "unknown_k" / UNKNOWN).read_text())["p_k"]
+    x = table("galaxies")
+    low, high = float(x.min().iloc[0]), float(x.max().iloc[0])
+    prior = SeparationPrior(
+        mean=0.5 * (low + high),
+        mean_sd=high - low,
+        scale=HierarchicalInverseGamma(2.0, 0.2),
+        units="data",
+    )
+    three, four = (
+        quiet(
+            bg.log_marginal_likelihood,
+            quiet(
+                bg.sample_posterior,
+                bg.GaussianMixture(k, "V", prior),
+                x,
+                loo=False,
+                random_seed=k,
+                progressbar=False,
+            ),
+            random_seed=1,
+        )
+        for k in (3, 4)
+    )
+    (p3, e3), (p4, e4) = reversible["3"], reversible["4"]
+    error = math.hypot(e3 / p3, e4 / p4, *(float(r["standard_error"]) for r in (three, four)))
+    assert error < 0.15
+    ratio = float(four["log_evidence"] - three["log_evidence"])
+    assert abs(ratio - math.log(p4 / p3)) < 3 * error
+    assert float(four["inside"]) < 0.99  # some proposals have other labels than the pivot's
 
 
 def scatter_of(x: Array, prior: PseudoData) -> tuple[float, Array]:
