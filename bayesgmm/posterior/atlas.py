@@ -10,7 +10,9 @@ coordinates and q a multivariate t distribution about the mode with the size of 
 
 .. math:: Z_m = \int_{C_m} p \, dx = E_q \left[ \frac{p}{q} 1_{C_m} \right]
 
-Only labellings that the mode's own one is nearest to are counted, one of k! for each mode.
+Only labellings that the mode's own one is nearest to are counted, one of k! for each mode.  Where
+chains have drawn enough in a cell, bridge sampling with these draws takes the place of this: it
+knows the cell as it is, not as it looks from its top (`bridged`).
 
 References
 ----------
@@ -22,7 +24,7 @@ Learn. Res. 25(72), 1-58 (Pareto's k).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -32,6 +34,8 @@ from scipy.special import gammaln, logsumexp
 from bayesgmm.labels import Labels, distances
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
+from bayesgmm.posterior.bridge import Normal, bridge, effective
+from bayesgmm.posterior.copies import Region
 from bayesgmm.posterior.curvature import Quadratic, mode_near
 from bayesgmm.posterior.density import Target
 from bayesgmm.tree import components
@@ -43,6 +47,8 @@ _SAME = 1e-4  # squared Hellinger distance between two ends of a climb to one mo
 _NEAR = 0.1  # standard deviations from a peak that count as having reached it
 _DOF = 5.0  # of the t distribution
 _DRAWS = 500  # from it, for each mode
+_MOST = 2000  # draws in a cell that a bridge is made of
+_PER_COORDINATE = 8  # fewer are too few
 _FEWEST = 25  # of these in the mode's cell: fewer have no tail to smooth
 
 
@@ -61,6 +67,8 @@ class Mode:
         Logarithm of its mass, up to the same constant; by Laplace's approximation, or better.
     pareto_k : float
         Of the importance weights; NaN where there are none.
+    error : float
+        Standard error of the log-evidence by bridge sampling; NaN where it is not by that.
     """
 
     parameters: Parameters
@@ -68,6 +76,7 @@ class Mode:
     height: float
     log_evidence: float
     pareto_k: float = math.nan
+    error: float = math.nan
 
 
 def shares(modes: Sequence[Mode]) -> Array:
@@ -175,3 +184,67 @@ def _weighed(
     _, k = statistics.psislw(-log_weight[inside])
     total = float(logsumexp(log_weight[inside]))
     return replace(mode, log_evidence=total - math.log(_DRAWS), pareto_k=float(k))
+
+
+def bridged(
+    target: Target,
+    modes: Sequence[Mode],
+    place: Labels,
+    draws: Mapping[str, Array],
+    rng: np.random.Generator,
+) -> tuple[Mode, ...]:
+    """Return modes with their masses by bridge sampling, where there are draws enough in a cell.
+
+    Parameters
+    ----------
+    target : Target
+    modes : sequence of Mode
+    place : (s,) integer array
+        The cell of each draw.
+    draws : mapping of str to (s, ...) array
+        Of parameters, labels as they are.
+    rng : numpy.random.Generator
+    """
+    found = []
+    for which, mode in enumerate(modes):
+        rows = np.flatnonzero(place == which)
+        rows = rows[:: -(-len(rows) // _MOST) or 1]
+        if len(rows) >= _PER_COORDINATE * target.size:
+            own = {name: value[rows] for name, value in draws.items()}
+            mode = _bridged(target, modes, which, own, rng)
+        found.append(mode)
+    return tuple(found)
+
+
+def _bridged(
+    target: Target,
+    modes: Sequence[Mode],
+    which: int,
+    draws: Mapping[str, Array],
+    rng: np.random.Generator,
+) -> Mode:
+    region = Region(target, modes[which].parameters)
+    points = region.points(dict(draws))
+    try:
+        proposal = Normal.of(points[::2])
+    except np.linalg.LinAlgError:
+        return modes[which]
+    points = points[1::2]
+    of_draws = target.values(points) - proposal.log_density(points)
+    proposed = proposal.draw(len(points), rng)
+    inside = region.holds(proposed)
+    at = target.parameters(proposed)
+    inside &= nearest(modes, at["weight"], at["mean"], at["covariance"]) == which
+    of_proposals = np.full(len(proposed), -math.inf)
+    value = target.values(proposed[inside]) - proposal.log_density(proposed[inside])
+    of_proposals[inside] = np.where(np.isfinite(value), value, -math.inf)
+    worth = min(effective(of_draws[None]), float(len(points)))
+    result = bridge(of_draws[None], of_proposals, worth)
+    if not (result.converged and math.isfinite(result.log_ratio)):
+        return modes[which]
+    return replace(
+        modes[which],
+        log_evidence=result.log_ratio,
+        pareto_k=math.nan,
+        error=math.sqrt(result.relative_mse),
+    )

@@ -206,7 +206,7 @@ def _judged(
     """Return nutpie's draws as a fit with its verdict."""
     points, stats = finished(sampled)
     fit, margin = collect(spec, task, points, stats, log_likelihood, loo)
-    found = add_modes(fit, modes, task.kinds) if modes else None
+    found = add_modes(fit, task.target, modes, task.kinds, task.seed) if modes else None
     verdict = posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
         margin=margin,

@@ -124,7 +124,7 @@ def from_draws(
         family=spec.covariance,
         max_treedepth=None,
         still=task.target.space.still,
-        modes=add_modes(fit, modes, task.kinds) if modes else None,
+        modes=add_modes(fit, task.target, modes, task.kinds, task.seed) if modes else None,
     )
     task.clock.lap("summary")
     fit.attrs |= task.attributes(verdict) | {"engine": "imported", "stop_reason": "imported"}

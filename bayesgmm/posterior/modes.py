@@ -34,12 +34,14 @@ from bayesgmm.em.fit import seed_of
 from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.labels import Labels, align, apply
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.posterior.atlas import PARETO_K, Mode, nearest, shares
+from bayesgmm.posterior.atlas import PARETO_K, Mode, bridged, nearest, shares
+from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.verdict import posterior_verdict
 
 HOLDS_MASS = 0.01  # share of the mass, or of the draws, from which a mode counts
 _RHAT = Limit(1.05, 1.05)  # of being in a mode
 _EVEN = 1e-3  # lambda - 1: how much even weights are preferred
+_UNSURE = 0.3  # standard error of a log mass
 _LIVES = 0.1  # share of a chain's draws in a mode from which it counts among that mode's chains
 Places = NDArray[np.intp]
 
@@ -76,13 +78,28 @@ def stacking(elpd: Array) -> Array:
     return np.asarray(weight / weight.sum())
 
 
-def add_modes(fit: xr.DataTree, modes: Sequence[Mode], kinds: Labels | None) -> Check:
-    """Put in a fit in which mode each draw is, and what is known of the modes; judge the chains."""
+def add_modes(
+    fit: xr.DataTree,
+    target: Target,
+    modes: Sequence[Mode],
+    kinds: Labels | None,
+    seed: int,
+) -> Check:
+    """Put in a fit in which mode each draw is, and what is known of the modes; judge the chains.
+
+    The modes' masses are estimated again with the draws, and their order is by these.
+    """
     draws = {name: fit["posterior"][name].to_numpy() for name in tree.DIMS}
     shape = draws["weight"].shape[:2]
     place: Places = np.zeros(shape, dtype=np.intp)
     if len(modes) > 1:
         place = nearest(modes, **draws, kinds=kinds)
+    if len(modes) > 1 and kinds is None:
+        every = {name: fit["posterior"][name].to_numpy() for name in tree.dims_of(fit)}
+        flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in every.items()}
+        weighed = bridged(target, modes, place.ravel(), flat, np.random.default_rng(seed))
+        order = np.argsort([-mode.log_evidence for mode in weighed], kind="stable")
+        modes, place = [weighed[i] for i in order], np.argsort(order)[place]
     fit["sample_stats"] = fit["sample_stats"].to_dataset().assign(mode=(("chain", "draw"), place))
     numbers = np.arange(len(modes))
     visited = (place == numbers[:, None, None]).mean(axis=2)
@@ -96,6 +113,7 @@ def add_modes(fit: xr.DataTree, modes: Sequence[Mode], kinds: Labels | None) -> 
     by_mode = {
         "log_density": [mode.height for mode in modes],
         "log_evidence": [mode.log_evidence for mode in modes],
+        "log_evidence_error": [mode.error for mode in modes],
         "pareto_k": [mode.pareto_k for mode in modes],
         "share": shares(modes),
     }
@@ -376,10 +394,10 @@ def _combined(
         verdict = Verdict.from_json(part.attrs["verdict"])
         bad = [check.code for check in verdict.checks if check.status == "fail"]
         doubts += [f"the draws of mode {number} do not pass {', '.join(bad)}"] if bad else []
-        k = float(modes["pareto_k"][number])
-        doubts += (
-            [f"the mass of mode {number} is uncertain (Pareto's k {k:.2f})"] if k > PARETO_K else []
-        )
+        k, error = (float(modes[name][number]) for name in ("pareto_k", "log_evidence_error"))
+        doubt = f"Pareto's k {k:.2f}" if k > PARETO_K else f"standard error {error:.2f} of its log"
+        if k > PARETO_K or error > _UNSURE:
+            doubts.append(f"the mass of mode {number} is uncertain ({doubt})")
     missed = np.setdiff1d(np.flatnonzero(modes["share"].to_numpy() >= HOLDS_MASS), lived)
     doubts += [
         f"mode {m}, with an estimated {float(modes['share'][m]):.2g}, is not in it" for m in missed
