@@ -89,7 +89,8 @@ def sample_posterior(
     random_seed : int, optional
         Same seed, same draws.
     max_time : float, optional
-        Seconds of sampling, tuning included, after which it stops; what was drawn is kept.
+        Seconds of sampling, tuning included, after which it stops; what was drawn is kept. Then
+        ``cores`` is by default the number of chains, so that all of them have draws.
     store : path, optional
         A folder in which draws are kept as they are made, a few seconds' at most behind: if the
         process is killed, `recover` makes the fit of them. SIGTERM then is taken like Ctrl-C.
@@ -148,7 +149,8 @@ def sample_posterior(
     with nullcontext() if kept is None else termination_as_interrupt():
         sampled = run_nuts(
             model,
-            cores=cores or min(chains, os.cpu_count() or 1),
+            # With a time limit all chains at once: those that wait for a core would have nothing.
+            cores=cores or (chains if max_time else min(chains, os.cpu_count() or 1)),
             seed=task.seed,
             progress_bar=is_wanted(progressbar),
             max_time=max_time,
