@@ -33,7 +33,7 @@ MEMORY = 5  # pairs (d, y)
 _RIDGE = 1e-6  # of Anderson's mixing
 # Accelerate once a step is shorter than this many standard errors, by at most the second number of
 # them. Earlier, extrapolation may lead to another optimum than EM's: to a better one as often as to
-# a worse, but a start should say where one ends. Chosen on mclust's table: design.md.
+# a worse, but a start should say where one ends. Chosen on mclust's table: docs/em.md.
 BEGIN, REACH = 0.1, 0.5
 
 
