@@ -111,7 +111,7 @@ def test_richardsons_and_greens_posterior_given_k() -> None:
     )
     spec = GaussianMixture(3, "V", prior)
     settings = {"target_accept": 0.95, "log_likelihood": False, "random_seed": 1}
-    fit = quietly(spec, table("galaxies"), draws=1500, **settings)
+    fit = quietly(spec, table("galaxies"), draws=2500, **settings)
     assert Verdict.from_json(fit.attrs["verdict"]).status == "ok"
     draws = ordered(fit, 0)
     found = {
