@@ -116,7 +116,7 @@ def _sums_by_row(x, weight, known, diagonal, log_weight, mean, whitening):  # ty
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def of_groups(x, weight, begin, observed, factor, known, diagonal, log_weight, mean, covariance):  # type: ignore[no-untyped-def]
-    """Log-likelihood of rows that are known in part, and its gradient; see `groups.Layout`.
+    """Log-likelihood of rows that are known in part, and its gradient; see `layout.Layout`.
 
     The gradient of a group is that of a mixture of its observed columns, and 0 by all else.
     """
@@ -170,7 +170,7 @@ def known_in_part(  # type: ignore[no-untyped-def]
 ):
     """`loglik_and_gradient` of rows that are known in part: NaN is missing.
 
-    They are in the order of the data, and ``order`` is that of `groups.Layout`; where it is empty
+    They are in the order of the data, and ``order`` is that of `layout.Layout`; where it is empty
     nothing is missing and no label known.
     """
     if order.shape[0] == 0:

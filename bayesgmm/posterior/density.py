@@ -16,7 +16,7 @@ With x the unconstrained vector, L the log sds and w the weights, every prior is
 
 What is fixed stands among the coordinates as a constant (`space`), so that the prior is that of the
 free parameters given the fixed.  Noise is one more normal component, a flat one.  Rows that are
-known in part come by groups (`groups.Layout`), each with the pass, and the gradient, of the mixture
+known in part come by groups (`layout.Layout`), each with the pass, and the gradient, of the mixture
 of its observed columns (`kernel_ops.of_groups`).
 """
 

@@ -38,7 +38,7 @@ def _doubles(values: tuple[Any, ...], ndims: tuple[int, ...], name: str) -> list
 class MixtureLogp(Op):
     """Log-likelihood of (x (n, d), weight (n,) or (0,), log_weight (k,), mean, covariance).
 
-    After these the arrays of a `groups.Layout`, where rows are known in part (NaN is missing).
+    After these the arrays of a `layout.Layout`, where rows are known in part (NaN is missing).
     Outputs: the log-likelihood, and its gradients by log_weight, mean and covariance.
     """
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from bayesgmm.data.observations import Data
 from bayesgmm.errors import ArgumentError
-from bayesgmm.groups import Layout, layout, split
+from bayesgmm.groups import split
 from bayesgmm.information.fixed import Fixed, Mask, read_fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import FLAT, Array, Parameters
 from bayesgmm.noise import NOISE, Region
 from bayesgmm.posterior.chart import Coordinates, unit_of
+from bayesgmm.posterior.layout import Layout, layout
 
 
 @dataclass(frozen=True, eq=False)
