@@ -115,6 +115,12 @@ class TestDiagnose:
         reading = bg.diagnose(fit).attrs["reading"]
         assert "labels are ambiguous in 100.0% of the draws: rely on label-free" in reading
 
+    def test_chains_that_agree_do_not_make_up_for_ambiguous_labels(self) -> None:
+        table = bg.diagnose(refused(0.2))
+        assert table["r_hat"].max().max() < 1.01
+        assert "labels are ambiguous in 20.0% of the draws" in table.attrs["reading"]
+        assert bg.diagnose(refused(0.03)).attrs["reading"].endswith("no labels switched.")
+
     def test_where_nothing_switched_that_is_said(self) -> None:
         reading = bg.diagnose(labelled(arrays(), X)).attrs["reading"]
         assert reading.endswith("Chains agree, and no labels switched.")
@@ -302,7 +308,7 @@ class TestCompare:
         assert names == list(found["label"].values[6:])
         page = bg.report(found, tmp_path / "r.html", mle=mle, post=post).read_text()
         assert "all 6 of single components" in page
-        assert "Chains agree, and no labels switched." in page
+        assert "these exchange their roles within them" in page
         again = xr.load_dataset(found.to_netcdf(tmp_path / "c.nc") or tmp_path / "c.nc")
         assert format_table(again) == text
 

@@ -26,6 +26,7 @@ from bayesgmm.rows import (
     parameter_rows,
     raw_draws,
     take,
+    why_refused,
 )
 
 COLUMNS = ("raw", "aligned", "label-free")
@@ -153,6 +154,12 @@ def _reading(worst: dict[str, _Worst], fit: xr.DataTree) -> str:
             else "sample longer, or see whether another method of align does better"
         )
         return f"{shown} What no labelling changes has converged, and components have not; {why}."
+    if why_refused(fit):
+        return (
+            f"{shown} Chains agree, also on components, but these exchange their roles within "
+            f"them: labels are ambiguous in {ambiguous_of(fit):.1%} of the draws. Rely on "
+            "label-free quantities."
+        )
     order = fit["labels"]["permutation"].transpose("chain", "draw", "cluster").to_numpy()
     if (order == order[:1, :1]).all():
         return f"{shown} Chains agree, and no labels switched."
