@@ -1,1 +1,1 @@
-"""The posterior: coordinates, density, PyMC's model, NUTS, Laplace, the verdict on draws."""
+"""The posterior: coordinates, density, PyMC's model, NUTS, Laplace, modes, evidence, verdicts."""
