@@ -24,6 +24,7 @@ from bayesgmm.tree import DIMS
 STAN = ("faithful_vvv_k2", "iris_eee_k3", "galaxies_v_k3")
 THINNED = 2000
 ROUNDED = 2e-6  # the reference has six digits
+RARE = 1e-3  # galaxies: a mode of a few in ten thousand is reached by chance
 
 
 @cache
@@ -49,12 +50,14 @@ def kept(case: str) -> xr.Dataset:
         return bg.responsibilities(draws_of(case), keep_draws=True)
 
 
-def off(ours: Any, draws: np.ndarray, reference: Any, error: Any) -> np.ndarray:
+def off(
+    ours: Any, draws: np.ndarray, reference: Any, error: Any, least: float = ROUNDED
+) -> np.ndarray:
     """Distances of our mean from the reference, in Monte Carlo errors of both together."""
     flat = draws.reshape(*draws.shape[:2], -1)
     own = az.mcse(xr.Dataset({"v": (("chain", "draw", "i"), flat)}))["v"].to_numpy()
     own = np.nan_to_num(own).reshape(draws.shape[2:])  # NaN where nothing varies
-    return np.abs(np.asarray(ours) - reference) / (np.hypot(own, error) + ROUNDED)
+    return np.abs(np.asarray(ours) - reference) / (np.hypot(own, error) + least)
 
 
 @pytest.mark.parametrize("case", STAN)
@@ -62,11 +65,9 @@ def test_responsibilities_are_stan_s(case: str) -> None:
     found = kept(case)
     r = found["responsibility"].to_numpy()
     expected = np.array(models.reference(case)["mean_responsibilities"]).T
-    if case == "galaxies_v_k3":  # a mode of a few in ten thousand is reached by chance
-        np.testing.assert_allclose(found["mean"], expected, atol=0.01)
-        return
     error = r.std(axis=(0, 1)) / np.sqrt(THINNED)
-    assert off(found["mean"], r, expected, error).max() < 4
+    least = RARE if case == "galaxies_v_k3" else ROUNDED
+    assert off(found["mean"], r, expected, error, least).max() < 4
 
 
 @pytest.mark.parametrize("case", STAN)
