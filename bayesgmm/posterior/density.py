@@ -5,14 +5,7 @@ simplex transform, `covariance` by `chart.Coordinates`, `mean` as it is), value 
 one pass over the data, in one function that Numba compiles once for all specifications.  So the
 first draw need not wait for a graph to be rewritten, differentiated and compiled.
 
-With x the unconstrained vector, L the log sds and w the weights, every prior is the same few terms:
-
-.. math:: c + l^\top x - \tfrac12 \sum_i p_i (x_i - m_i)^2 + \alpha \sum_k \log w_k
-          + \text{pseudo-data}(\mu, \Sigma)
-          + \sum_{kj} [a L + b e^{-L} + g e^{2L} - \tfrac12 q (L - s \bar L - o)^2]_{kj}
-          - t \sum_j \log(1 + \sum_k r_{kj} e^{-2 L_{kj}}).
-
-`terms` finds their coefficients; most are 0 for any one prior.
+Every prior is the same few terms with other coefficients (`terms`).
 
 What is fixed stands among the coordinates as a constant (`space`), so that the prior is that of the
 free parameters given the fixed.  Noise is one more normal component, a flat one.  Rows that are
@@ -32,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, types
-from scipy.special import gammaln
 
 from bayesgmm.data.observations import Data
 from bayesgmm.information.fixed import Fixed
@@ -49,8 +41,8 @@ from bayesgmm.numeric.kernel_ops import (
     pull_through_chart,
 )
 from bayesgmm.posterior.space import Space, checked_space
-from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal
-from bayesgmm.resolved import PseudoData, Separation, measure_exponent
+from bayesgmm.posterior.terms import Terms, terms
+from bayesgmm.resolved import PseudoData, Separation
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
 assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"
@@ -61,283 +53,206 @@ _SIGNATURE = types.int64(
 )
 
 
-def _log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
-    """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-    number = carray(arrays[0], (20,))
-    n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
-    n_weight, diagonal = int(number[4]), number[5] != 0.0
-    alpha, count, shrinkage = number[6], number[7], number[8]
-    share, value, polar = number[9], number[10], number[11] != 0.0
-    q, every, n_groups, n_known = int(number[12]), int(number[13]), int(number[14]), int(number[15])
-    n_free, log_rest, noise_level, tied = int(number[16]), number[17], number[18], number[19]
-    x = carray(arrays[1], (n, d))
-    sample_weight = carray(arrays[2], (n_weight,))
-    spectrum = carray(arrays[3], (k * d, p))
-    below = carray(arrays[4], (0 if diagonal else k * d * (d - 1) // 2, q))
-    unit = carray(arrays[5], (d,))
-    n_ratios = max(n_free - 1, 0)
-    whole = n_ratios + p + q + k * d
-    linear = carray(arrays[6], (3, whole))
-    location = carray(arrays[7], (d,))
-    scatter = carray(arrays[8], (d, d))
-    by_sd = carray(arrays[9], (6, k, d))
-    log_fixed = carray(arrays[10], (every,))
-    fixed = carray(arrays[11], (whole,))
-    place = carray(arrays[12], (size,))
-    noise = carray(arrays[13], (2, d))
-    begin = carray(arrays[14], (n_groups + 1,))
-    observed = carray(arrays[15], (n_groups, d))
-    group_factor = carray(arrays[16], (n_groups, every))
-    known = carray(arrays[17], (n_known, every))
-    free_point = carray(point_, (size,))
-    slope = carray(slope_, (size,))
+def _log_density(by_groups: bool) -> Any:
+    """Return the log-density, to be compiled; without what is for rows known in part if not asked.
 
-    point = np.empty(whole)
-    for i in range(whole):
-        point[i] = fixed[i]
-    for i in range(size):
-        point[int(place[i])] = free_point[i]
-    # Of k components, and the noise as one more that is normal and flat.
-    log_weight = np.empty(every)
-    last, top, i = 0.0, -np.inf, 0
-    for j in range(every):
-        if np.isnan(log_fixed[j]):
-            log_weight[j] = point[i] if i < n_ratios else last
-            last -= log_weight[j]
-            top = max(top, log_weight[j])
-            i += 1
-    total = 0.0
-    for j in range(every):
-        if np.isnan(log_fixed[j]):
-            total += math.exp(log_weight[j] - top)
-    for j in range(every):
-        if np.isnan(log_fixed[j]):
-            log_weight[j] -= top + math.log(total)
-            value += alpha * log_weight[j]
-            log_weight[j] += log_rest
-        else:
-            log_weight[j] = log_fixed[j]
-    vector = point[n_ratios : n_ratios + p + q]
-    mean = point[n_ratios + p + q :].reshape((k, d))
-    covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
-    value += log_volume
+    That takes longer to compile than all the rest.
+    """
 
-    if every > k:
-        level, mean_ = np.copy(log_weight), np.empty((every, d))
-        covariance_ = np.zeros((every, d, d))
-        level[k] += noise_level
-        mean_[:k], covariance_[:k] = mean, covariance
-        for f in range(d):
-            mean_[k, f], covariance_[k, f, f] = noise[0, f], noise[1, f]
-    else:
-        level, mean_, covariance_ = log_weight, mean, covariance
-    whitening, is_definite = factorise(covariance_, diagonal)
-    if not (is_definite and has_density(log_weight, mean)):
-        value_[0] = np.nan
+    def log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
+        """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
+        number = carray(arrays[0], (20,))
+        n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
+        n_weight, diagonal = int(number[4]), number[5] != 0.0
+        alpha, count, shrinkage = number[6], number[7], number[8]
+        share, value, polar = number[9], number[10], number[11] != 0.0
+        q, every, n_groups, n_known = (
+            int(number[12]),
+            int(number[13]),
+            int(number[14]),
+            int(number[15]),
+        )
+        n_free, log_rest, noise_level, tied = int(number[16]), number[17], number[18], number[19]
+        x = carray(arrays[1], (n, d))
+        sample_weight = carray(arrays[2], (n_weight,))
+        spectrum = carray(arrays[3], (k * d, p))
+        below = carray(arrays[4], (0 if diagonal else k * d * (d - 1) // 2, q))
+        unit = carray(arrays[5], (d,))
+        n_ratios = max(n_free - 1, 0)
+        whole = n_ratios + p + q + k * d
+        linear = carray(arrays[6], (3, whole))
+        location = carray(arrays[7], (d,))
+        scatter = carray(arrays[8], (d, d))
+        by_sd = carray(arrays[9], (6, k, d))
+        log_fixed = carray(arrays[10], (every,))
+        fixed = carray(arrays[11], (whole,))
+        place = carray(arrays[12], (size,))
+        noise = carray(arrays[13], (2, d))
+        begin = carray(arrays[14], (n_groups + 1,))
+        observed = carray(arrays[15], (n_groups, d))
+        group_factor = carray(arrays[16], (n_groups, every))
+        known = carray(arrays[17], (n_known, every))
+        free_point = carray(point_, (size,))
+        slope = carray(slope_, (size,))
+
+        point = np.empty(whole)
+        for i in range(whole):
+            point[i] = fixed[i]
         for i in range(size):
-            slope[i] = 0.0
-        return 4
+            point[int(place[i])] = free_point[i]
+        # Of k components, and the noise as one more that is normal and flat.
+        log_weight = np.empty(every)
+        last, top, i = 0.0, -np.inf, 0
+        for j in range(every):
+            if np.isnan(log_fixed[j]):
+                log_weight[j] = point[i] if i < n_ratios else last
+                last -= log_weight[j]
+                top = max(top, log_weight[j])
+                i += 1
+        total = 0.0
+        for j in range(every):
+            if np.isnan(log_fixed[j]):
+                total += math.exp(log_weight[j] - top)
+        for j in range(every):
+            if np.isnan(log_fixed[j]):
+                log_weight[j] -= top + math.log(total)
+                value += alpha * log_weight[j]
+                log_weight[j] += log_rest
+            else:
+                log_weight[j] = log_fixed[j]
+        vector = point[n_ratios : n_ratios + p + q]
+        mean = point[n_ratios + p + q :].reshape((k, d))
+        covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
+        value += log_volume
 
-    if n_groups == 0:
-        loglik, zeroth, first, second = accumulate_all(
-            x, sample_weight, diagonal, level, mean_, whitening
-        )
-    else:
-        loglik, zeroth, rows_by_mean, rows_by_covariance = of_groups(
-            *(x, sample_weight, begin, observed, group_factor, known),
-            *(diagonal, level, mean_, covariance_),
-        )
-    value += loglik
-    by_weight = np.empty(every)
-    for j in range(every):
-        by_weight[j] = zeroth[j] + alpha
-    if n_groups > 0:
-        zeroth = np.zeros(every)
-        first, second = np.zeros((every, d)), np.zeros((every, d, d))
-    if count > 0.0:
-        pseudo, pseudo_first, pseudo_second = pseudo_sums(
-            mean, whitening[:k], location, scatter, count, shrinkage
-        )
-        for j in range(k):
-            value += pseudo[j]
-            zeroth[j] += count
+        # By elements: an assignment of slices takes seconds to compile.
+        level, mean_ = np.empty(every), np.empty((every, d))
+        covariance_ = np.zeros((every, d, d))
+        for j in range(every):
+            level[j] = log_weight[j] if j < k else log_weight[j] + noise_level
             for f in range(d):
-                first[j, f] += pseudo_first[j, f]
+                mean_[j, f] = mean[j, f] if j < k else noise[0, f]
+                covariance_[j, f, f] = noise[1, f]
                 for g in range(d):
-                    second[j, f, g] += pseudo_second[j, f, g]
-    by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
-    if n_groups > 0:
-        for j in range(k):
-            for f in range(d):
-                by_mean[j, f] += rows_by_mean[j, f]
-                for g in range(d):
-                    by_covariance[j, f, g] += rows_by_covariance[j, f, g]
-    if count == 0.0:
-        log_sd = np.empty(d)
-        for j in range(k):
-            middle, pull = 0.0, 0.0
-            for f in range(d):
-                log_sd[f] = 0.5 * math.log(covariance[j, f, f])
-                middle += share / d * log_sd[f]
-            for f in range(d):
-                gap = log_sd[f] - middle - by_sd[4, j, f]
-                pull += share / d * by_sd[3, j, f] * gap
-            for f in range(d):
-                gap = log_sd[f] - middle - by_sd[4, j, f]
-                a = by_sd[0, j, f] * log_sd[f]
-                b = by_sd[1, j, f] * math.exp(-log_sd[f])
-                g = by_sd[2, j, f] * math.exp(2.0 * log_sd[f])
-                value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
-                by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
-                by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
-    if tied > 0.0:
-        for f in range(d):
-            common = 1.0
-            for j in range(k):
-                common += by_sd[5, j, f] / covariance[j, f, f]
-            value -= tied * math.log(common)
-            for j in range(k):
-                by_covariance[j, f, f] += tied * by_sd[5, j, f] / covariance[j, f, f] ** 2 / common
+                    if j < k:
+                        covariance_[j, f, g] = covariance[j, f, g]
+        whitening, is_definite = factorise(covariance_, diagonal)
+        if not (is_definite and has_density(log_weight, mean)):
+            value_[0] = np.nan
+            for i in range(size):
+                slope[i] = 0.0
+            return 4
 
-    total = 0.0
-    for j in range(every):
-        if np.isnan(log_fixed[j]):
-            total += by_weight[j]
-    by_whole = np.empty(whole)
-    last, i = 0.0, 0
-    for j in range(every):
-        if np.isnan(log_fixed[j]):
-            last = by_weight[j] - math.exp(log_weight[j] - log_rest) * total
-            if i < n_ratios:
-                by_whole[i] = last
-            i += 1
-    by_vector = pull_through_chart(factor, s, spectrum, below, unit, polar, by_covariance[:k], 1.0)
-    for i in range(whole):
-        if i < n_ratios:
-            by_whole[i] -= last
-        elif i < whole - k * d:
-            by_whole[i] = by_vector[i - n_ratios]
+        if not by_groups:
+            loglik, zeroth, first, second = accumulate_all(
+                x, sample_weight, diagonal, level, mean_, whitening
+            )
         else:
-            by_whole[i] = by_mean[(i - whole + k * d) // d, (i - whole + k * d) % d]
-        gap = point[i] - linear[2, i]
-        value += linear[0, i] * point[i] - 0.5 * linear[1, i] * gap * gap
-        by_whole[i] += linear[0, i] - linear[1, i] * gap
-    finite = True
-    for i in range(size):
-        slope[i] = by_whole[int(place[i])]
-        finite = finite and math.isfinite(slope[i])
-    value_[0] = value
-    if not finite:
-        return 3
-    return 0 if math.isfinite(value) else 4
+            loglik, zeroth, rows_by_mean, rows_by_covariance = of_groups(
+                *(x, sample_weight, begin, observed, group_factor, known),
+                *(diagonal, level, mean_, covariance_),
+            )
+        value += loglik
+        by_weight = np.empty(every)
+        for j in range(every):
+            by_weight[j] = zeroth[j] + alpha
+        if by_groups:
+            zeroth = np.zeros(every)
+            first, second = np.zeros((every, d)), np.zeros((every, d, d))
+        if count > 0.0:
+            pseudo, pseudo_first, pseudo_second = pseudo_sums(
+                mean, whitening[:k], location, scatter, count, shrinkage
+            )
+            for j in range(k):
+                value += pseudo[j]
+                zeroth[j] += count
+                for f in range(d):
+                    first[j, f] += pseudo_first[j, f]
+                    for g in range(d):
+                        second[j, f, g] += pseudo_second[j, f, g]
+        by_mean, by_covariance = pull_back(zeroth, first, second, whitening)
+        if by_groups:
+            for j in range(k):
+                for f in range(d):
+                    by_mean[j, f] += rows_by_mean[j, f]
+                    for g in range(d):
+                        by_covariance[j, f, g] += rows_by_covariance[j, f, g]
+        if count == 0.0:
+            log_sd = np.empty(d)
+            for j in range(k):
+                middle, pull = 0.0, 0.0
+                for f in range(d):
+                    log_sd[f] = 0.5 * math.log(covariance[j, f, f])
+                    middle += share / d * log_sd[f]
+                for f in range(d):
+                    gap = log_sd[f] - middle - by_sd[4, j, f]
+                    pull += share / d * by_sd[3, j, f] * gap
+                for f in range(d):
+                    gap = log_sd[f] - middle - by_sd[4, j, f]
+                    a = by_sd[0, j, f] * log_sd[f]
+                    b = by_sd[1, j, f] * math.exp(-log_sd[f])
+                    g = by_sd[2, j, f] * math.exp(2.0 * log_sd[f])
+                    value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
+                    by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
+                    by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
+        if tied > 0.0:
+            for f in range(d):
+                common = 1.0
+                for j in range(k):
+                    common += by_sd[5, j, f] / covariance[j, f, f]
+                value -= tied * math.log(common)
+                for j in range(k):
+                    by_covariance[j, f, f] += (
+                        tied * by_sd[5, j, f] / covariance[j, f, f] ** 2 / common
+                    )
 
+        total = 0.0
+        for j in range(every):
+            if np.isnan(log_fixed[j]):
+                total += by_weight[j]
+        by_whole = np.empty(whole)
+        last, i = 0.0, 0
+        for j in range(every):
+            if np.isnan(log_fixed[j]):
+                last = by_weight[j] - math.exp(log_weight[j] - log_rest) * total
+                if i < n_ratios:
+                    by_whole[i] = last
+                i += 1
+        by_vector = pull_through_chart(
+            factor, s, spectrum, below, unit, polar, by_covariance[:k], 1.0
+        )
+        for i in range(whole):
+            if i < n_ratios:
+                by_whole[i] -= last
+            elif i < whole - k * d:
+                by_whole[i] = by_vector[i - n_ratios]
+            else:
+                by_whole[i] = by_mean[(i - whole + k * d) // d, (i - whole + k * d) % d]
+            gap = point[i] - linear[2, i]
+            value += linear[0, i] * point[i] - 0.5 * linear[1, i] * gap * gap
+            by_whole[i] += linear[0, i] - linear[1, i] * gap
+        finite = True
+        for i in range(size):
+            slope[i] = by_whole[int(place[i])]
+            finite = finite and math.isfinite(slope[i])
+        value_[0] = value
+        if not finite:
+            return 3
+        return 0 if math.isfinite(value) else 4
 
-def _copy(size, n_out, point_, out_, arrays):  # type: ignore[no-untyped-def]
-    """Keep a draw as it is: draws are made parameters all at once, by `Target.parameters`."""
-    for i in range(size):
-        out_[i] = point_[i]
-    return 0
+    return log_density
 
 
 @cache
-def compiled() -> tuple[Any, Any]:
-    """Return the log-density and the copying of a draw as C callbacks; compiled on first use."""
-    settings = {"cache": True, "error_model": "numpy"}
-    copy = types.int64(types.uint64, types.uint64, _pointer, _pointer, types.voidptr)
-    return cfunc(_SIGNATURE, **settings)(_log_density), cfunc(copy, **settings)(_copy)
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """A prior in coordinates: the coefficients of the module's formula.
+def compiled(by_groups: bool) -> Any:
+    """Return the log-density as a C callback; compiled on first use.
 
     Parameters
     ----------
-    constant, alpha : float
-        c and the coefficient of the log-weights, the simplex transform's Jacobian included.
-    linear, precision, center : (size,) arrays
-        l, p and m.
-    by_sd : (6, k, d) array
-        a, b, g, q, o and r.
-    share : float
-        s: 1 where a scale is split into volume and shape, else 0.
-    tied : float
-        t: of variances with a common size that is integrated out.
-    count, shrinkage, location, scatter
-        Of `resolved.PseudoData`, that of means and covariances together; a count of 0 is none.
+    by_groups : bool
+        Whether rows may be known in part.
     """
-
-    constant: float
-    alpha: float
-    linear: Array
-    precision: Array
-    center: Array
-    by_sd: Array
-    share: float
-    tied: float
-    count: float
-    shrinkage: float
-    location: Array
-    scatter: Array
-
-
-def terms(prior: PseudoData | Separation, space: Space) -> Terms:
-    """Return a resolved prior's coefficients in the coordinates of a space, fixed ones included."""
-    chart = space.chart
-    family, k, d = chart.family, chart.k, chart.d
-    alpha, free = prior.concentration, max(space.n_free_weights, 1)
-    constant = math.log(free) + float(gammaln(free * alpha) - free * gammaln(alpha))
-    linear, precision, center = np.zeros((3, len(space.whole)))
-    begin = space.covariances.start
-    vector = slice(begin, begin + chart.spectrum.shape[1])
-    linear[vector] = chart.log_jacobian
-    by_sd, share, tied = np.zeros((6, k, d)), 0.0, 0.0
-    if isinstance(prior, PseudoData):
-        count = prior.count + 1.0
-        return Terms(
-            *(constant, alpha, linear, precision, center, by_sd, share, tied),
-            *(count, prior.shrinkage, prior.mean, prior.scatter),
-        )
-    precision[-k * d :] = np.tile(prior.mean_sd**-2.0, k)
-    center[-k * d :] = np.tile(prior.mean, k)
-    constant -= k * float(np.log(prior.mean_sd * math.sqrt(2.0 * math.pi)).sum())
-    distinct = slice(0, 1) if family.is_common else slice(0, k)
-    shapes = slice(0, 1) if family.shape in ("E", "I") else slice(0, k)
-    # log|S| is linear in the vector: the measure's factor, and that of LKJ's determinant.
-    by_logdet = np.zeros(k)
-    by_logdet[distinct] -= 0.5 * measure_exponent(family, d)
-    if not family.is_diagonal:
-        power = prior.correlation - 1.0 + 0.5 * (d + 1.0)
-        by_logdet[shapes] += power
-        by_sd[0, shapes] -= 2.0 * power
-    log_unit = float(np.log(chart.unit).sum())
-    linear[vector] += np.repeat(by_logdet, d) @ chart.spectrum
-    constant += 2.0 * log_unit * float(by_logdet.sum())
-    features = slice(0, 1) if family.shape == "I" else slice(0, d)
-    match prior.scale:
-        case LogNormal(mu, sigma) if {family.volume, family.shape} == {"E", "V"}:
-            level = float(np.mean(mu))
-            share = 1.0
-            by_sd[3, shapes], by_sd[4] = sigma**-2.0, np.asarray(mu) - level
-            volumes = slice(begin, begin + chart.n_volumes)  # twice the log root volume
-            precision[volumes] = 0.25 * d / sigma**2
-            center[volumes] = 2.0 * (level - log_unit / d)
-        case LogNormal(mu, sigma):
-            by_sd[3, distinct, features], by_sd[4] = sigma**-2.0, np.asarray(mu)
-        case InverseGamma(shape, beta):
-            by_sd[0, distinct, features] -= shape
-            by_sd[1, distinct, features] -= np.asarray(beta)[features]
-        case HalfNormal(sigma):
-            by_sd[0, distinct, features] += 1.0
-            by_sd[2, distinct, features] -= 0.5 / np.asarray(sigma)[features] ** 2
-        case HierarchicalInverseGamma(shape, of_size, rate):
-            by_sd[0, distinct, features] -= 2.0 * shape
-            by_sd[5, distinct, features] = 1.0 / np.asarray(rate)[features]
-            tied = of_size + distinct.stop * shape
-    return Terms(
-        *(constant, alpha, linear, precision, center, by_sd, share, tied),
-        *(0.0, 0.0, np.zeros(d), np.zeros((d, d))),
-    )
+    return cfunc(_SIGNATURE, cache=True, error_model="numpy")(_log_density(by_groups))
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,6 +297,11 @@ class Target:
             for array in (np.array(number), layout.x, layout.weight, *every)
         )
 
+    @property
+    def function(self) -> Any:
+        """The compiled log-density, which reads the arrays."""
+        return compiled(len(self.space.layout(self.data).observed) > 0)
+
     @cached_property
     def pointers(self) -> Any:
         """The arrays' addresses, which are good as long as this target lives."""
@@ -394,7 +314,7 @@ class Target:
             raise ValueError(f"a point has {self.size} coordinates, not {point.shape}")
         slope, value = np.empty(self.size), np.empty(1)
         pointer = ctypes.POINTER(ctypes.c_double)
-        compiled()[0].ctypes(
+        self.function.ctypes(
             self.size,
             *(array.ctypes.data_as(pointer) for array in (point, slope, value)),
             self.pointers.ctypes.data_as(ctypes.POINTER(pointer)),

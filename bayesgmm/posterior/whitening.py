@@ -21,7 +21,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from bayesgmm.moments import Array
-from bayesgmm.posterior.density import Target, compiled
+from bayesgmm.posterior.density import Target
 
 _pointer = types.CPointer(types.float64)
 _table = types.CPointer(types.voidptr)
@@ -103,7 +103,7 @@ class Whitened:
     def pointers(self) -> Any:
         """What the C functions read: addresses that are good as long as this lives."""
         own = [array.ctypes.data for array in self._arrays]
-        other = [compiled()[0].address, self.target.pointers.ctypes.data]
+        other = [self.target.function.address, self.target.pointers.ctypes.data]
         return np.array([*own, *other], dtype=np.uintp)
 
     def inverse(self, point: Array) -> Array:
