@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from bayesgmm.display.words import format_table as format_table
     from bayesgmm.display.words import to_frame as to_frame
     from bayesgmm.em.fit import fit_em as fit_em
+    from bayesgmm.evidence.evidence import log_marginal_likelihood as log_marginal_likelihood
+    from bayesgmm.evidence.loo import loo as loo
+    from bayesgmm.evidence.loo import loo_pit as loo_pit
+    from bayesgmm.evidence.sensitivity import sensitivity as sensitivity
     from bayesgmm.inference.delta import derived as derived
     from bayesgmm.inference.delta import vcov as vcov
     from bayesgmm.inference.lrt import bootstrap_lrt as bootstrap_lrt
@@ -54,18 +58,11 @@ if TYPE_CHECKING:
     from bayesgmm.moments import Parameters as Parameters
     from bayesgmm.posterior.bayes import recover as recover
     from bayesgmm.posterior.bayes import sample_posterior as sample_posterior
-    from bayesgmm.posterior.evidence import log_marginal_likelihood as log_marginal_likelihood
     from bayesgmm.posterior.imported import from_draws as from_draws
     from bayesgmm.posterior.laplace import fit_laplace as fit_laplace
-    from bayesgmm.posterior.loo import loo as loo
-    from bayesgmm.posterior.loo import loo_pit as loo_pit
     from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.posterior.modes import combine_modes as combine_modes
     from bayesgmm.posterior.modes import mode as mode
-    from bayesgmm.posterior.prior_draws import prior_predictive as prior_predictive
-    from bayesgmm.posterior.prior_summary import PriorSummary as PriorSummary
-    from bayesgmm.posterior.prior_summary import prior_summary as prior_summary
-    from bayesgmm.posterior.sensitivity import sensitivity as sensitivity
     from bayesgmm.prediction import predict as predict
     from bayesgmm.prediction import predict_proba as predict_proba
     from bayesgmm.prediction import score as score
@@ -78,6 +75,9 @@ if TYPE_CHECKING:
     from bayesgmm.prior import InverseGamma as InverseGamma
     from bayesgmm.prior import LogNormal as LogNormal
     from bayesgmm.prior import SeparationPrior as SeparationPrior
+    from bayesgmm.priors.prior_draws import prior_predictive as prior_predictive
+    from bayesgmm.priors.prior_summary import PriorSummary as PriorSummary
+    from bayesgmm.priors.prior_summary import prior_summary as prior_summary
     from bayesgmm.rows import summary as summary
     from bayesgmm.tree import load as load
     from bayesgmm.tree import save as save
@@ -92,7 +92,7 @@ _WHERE = {
     "LogNormal": "prior",
     "Parameters": "moments",
     "Partition": "allocation.partition",
-    "PriorSummary": "posterior.prior_summary",
+    "PriorSummary": "priors.prior_summary",
     "Selection": "inference.selection",
     "SeparationPrior": "prior",
     "align": "labelling.relabel",
@@ -110,9 +110,9 @@ _WHERE = {
     "from_draws": "posterior.imported",
     "jackknife": "inference.resampling",
     "load": "tree",
-    "log_marginal_likelihood": "posterior.evidence",
-    "loo": "posterior.loo",
-    "loo_pit": "posterior.loo",
+    "log_marginal_likelihood": "evidence.evidence",
+    "loo": "evidence.loo",
+    "loo_pit": "evidence.loo",
     "marginal": "conditioning",
     "mode": "posterior.modes",
     "partition": "allocation.partition",
@@ -129,8 +129,8 @@ _WHERE = {
     "predict": "prediction",
     "predict_proba": "prediction",
     "predictive_density": "predictive.density",
-    "prior_predictive": "posterior.prior_draws",
-    "prior_summary": "posterior.prior_summary",
+    "prior_predictive": "priors.prior_draws",
+    "prior_summary": "priors.prior_summary",
     "profile": "inference.profiling",
     "recover": "posterior.bayes",
     "regress": "conditioning",
@@ -140,7 +140,7 @@ _WHERE = {
     "save": "tree",
     "score": "prediction",
     "select": "inference.selection",
-    "sensitivity": "posterior.sensitivity",
+    "sensitivity": "evidence.sensitivity",
     "simulate": "prediction",
     "standard_errors": "inference.resampling",
     "summary": "rows",

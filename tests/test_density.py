@@ -25,8 +25,6 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import NumericalError
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
-from bayesgmm.posterior.curvature import Quadratic, quadratic_at
-from bayesgmm.posterior.density import Target, compiled, target
 from bayesgmm.posterior.model import build
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import (
@@ -38,6 +36,8 @@ from bayesgmm.prior import (
     SeparationPrior,
 )
 from bayesgmm.resolved import resolve
+from bayesgmm.target.curvature import Quadratic, quadratic_at
+from bayesgmm.target.density import Target, compiled, target
 from bayesgmm.tree import point
 
 PRIORS = {

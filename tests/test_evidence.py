@@ -24,14 +24,11 @@ from bayesgmm.checks import Verdict
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, NotYetSupportedError, PosteriorWarning
+from bayesgmm.evidence.bridge import Normal, bridge
+from bayesgmm.evidence.copies import Region, is_nearest, nearest
+from bayesgmm.evidence.normaliser import log_normaliser
+from bayesgmm.evidence.source import source_of
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.posterior.bridge import Normal, bridge
-from bayesgmm.posterior.chart import Coordinates
-from bayesgmm.posterior.copies import Region, is_nearest, nearest
-from bayesgmm.posterior.density import Target, target
-from bayesgmm.posterior.normaliser import log_normaliser
-from bayesgmm.posterior.predictive import draw_covariance
-from bayesgmm.posterior.source import source_of
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
@@ -40,8 +37,11 @@ from bayesgmm.prior import (
     LogNormal,
     SeparationPrior,
 )
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.rows import draws_of
+from bayesgmm.target.chart import Coordinates
+from bayesgmm.target.density import Target, target
 
 UNKNOWN = "richardson_green_galaxies.json"
 CONJUGATE = ConjugatePrior(shrinkage=0.7, dof=9.0, mean=4.0, weight_concentration=2.5)

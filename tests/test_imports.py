@@ -97,7 +97,8 @@ ORDER = (
     *("errors", "checks", "arguments", "files", "progress", "streams"),
     *("numeric", "covariance", "prior", "mixture", "moments", "groups", "noise", "labels"),
     *("labelfree", "data", "resolved", "tree", "rows", "prediction", "conditioning"),
-    *("allocation", "predictive", "information", "em", "posterior", "inference", "labelling"),
+    *("allocation", "predictive", "information", "em", "target", "priors", "evidence"),
+    *("posterior", "inference", "labelling"),
     *("display", "datasets", "sklearn", "terminal", "cli"),
 )
 

@@ -21,10 +21,10 @@ from bayesgmm.errors import ArgumentError, NumericalError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.posterior import laplace
 from bayesgmm.posterior.bayes import sample_posterior
-from bayesgmm.posterior.curvature import mode_near, quadratic_at
-from bayesgmm.posterior.density import target
 from bayesgmm.posterior.laplace import fit_laplace
 from bayesgmm.resolved import resolve
+from bayesgmm.target.curvature import mode_near, quadratic_at
+from bayesgmm.target.density import target
 from bayesgmm.tree import load, point, save
 
 SPEC = GaussianMixture(2, "VVV")

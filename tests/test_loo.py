@@ -24,8 +24,8 @@ from bayesgmm.errors import (
     NotYetSupportedError,
     PosteriorWarning,
 )
-from bayesgmm.posterior import loo as module
-from bayesgmm.posterior.sensitivity import CONFLICT, STRONG
+from bayesgmm.evidence import loo as module
+from bayesgmm.evidence.sensitivity import CONFLICT, STRONG
 
 matplotlib.use("Agg")
 

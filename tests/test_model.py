@@ -26,8 +26,8 @@ from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.numeric.kernel_ops import loglik_and_gradient
 from bayesgmm.posterior.model import to_pymc
 from bayesgmm.posterior.op import MixtureLogp, MixtureRows
-from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prior import ConjugatePrior, HalfNormal, InverseGamma, SeparationPrior
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import resolve
 from bayesgmm.tree import point
 

@@ -20,11 +20,11 @@ from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.labels import SAME, distance, distances
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior.atlas import atlas, bridged, nearest, shares
-from bayesgmm.posterior.curvature import quadratic_at
 from bayesgmm.posterior.draws import Task, begin
 from bayesgmm.posterior.modes import judge_modes, stacking
 from bayesgmm.posterior.nuts import run_nuts, seeds_of, start_around
-from bayesgmm.posterior.whitening import Whitened, callbacks
+from bayesgmm.target.curvature import quadratic_at
+from bayesgmm.target.whitening import Whitened, callbacks
 from bayesgmm.tree import DIMS, point
 
 

@@ -28,14 +28,14 @@ from bayesgmm.labels import match
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters, log_density, responsibilities
 from bayesgmm.posterior.bayes import sample_posterior
-from bayesgmm.posterior.curvature import quadratic_at
-from bayesgmm.posterior.density import target
 from bayesgmm.posterior.imported import from_draws
 from bayesgmm.posterior.model import to_pymc
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior_density
 from bayesgmm.resolved import resolve
+from bayesgmm.target.curvature import quadratic_at
+from bayesgmm.target.density import target
 from bayesgmm.tree import DIMS, point
 
 

@@ -28,11 +28,11 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ColumnNameError, DataError, PosteriorWarning
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior import bayes, draws
-from bayesgmm.posterior.curvature import Quadratic, quadratic_at
-from bayesgmm.posterior.density import Target, target
 from bayesgmm.posterior.nuts import POINT, run_nuts, start_around
 from bayesgmm.prior import ConjugatePrior, LogNormal, SeparationPrior
 from bayesgmm.resolved import resolve
+from bayesgmm.target.curvature import Quadratic, quadratic_at
+from bayesgmm.target.density import Target, target
 from bayesgmm.tree import DIMS, point
 
 

@@ -34,12 +34,8 @@ from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ArgumentError, DataWarning
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Parameters
-from bayesgmm.posterior.curvature import quadratic_at
-from bayesgmm.posterior.density import target
-from bayesgmm.posterior.improper import warn_if_improper
 from bayesgmm.posterior.model import FamilyChart
 from bayesgmm.posterior.nuts import run_nuts, start_around
-from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prior import (
     ConjugatePrior,
     HalfNormal,
@@ -48,6 +44,8 @@ from bayesgmm.prior import (
     LogNormal,
     SeparationPrior,
 )
+from bayesgmm.priors.improper import warn_if_improper
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
@@ -56,6 +54,8 @@ from bayesgmm.resolved import (
     resolve,
     separation_log_density,
 )
+from bayesgmm.target.curvature import quadratic_at
+from bayesgmm.target.density import target
 
 PARTLY_SHARED = ("VEI", "EVI", "VEE", "EVV")
 CONJUGATE = ConjugatePrior(dof=6.5, shrinkage=0.3, weight_concentration=2.5)

@@ -20,8 +20,8 @@ from scipy.stats import gamma, invwishart, kstest
 import bayesgmm as bg
 from bayesgmm.data.observations import read_for
 from bayesgmm.errors import ArgumentError, DataError, PosteriorWarning
-from bayesgmm.posterior.prior_draws import draw_parameters
-from bayesgmm.posterior.prior_summary import exact_laws
+from bayesgmm.priors.prior_draws import draw_parameters
+from bayesgmm.priors.prior_summary import exact_laws
 from bayesgmm.resolved import resolve
 
 X = table("iris", 2)

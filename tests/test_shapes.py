@@ -35,11 +35,11 @@ from bayesgmm.information.fixed import read_fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import NOISE, Region
-from bayesgmm.posterior.density import Target, target
 from bayesgmm.posterior.model import _draw_rows, build
 from bayesgmm.prior import ConjugatePrior, HierarchicalInverseGamma, SeparationPrior
 from bayesgmm.resolved import log_density as log_prior
 from bayesgmm.resolved import measure_exponent, resolve
+from bayesgmm.target.density import Target, target
 
 NAN = np.nan
 SEPARATION = SeparationPrior(weight_concentration=1.5)

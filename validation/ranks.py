@@ -31,11 +31,11 @@ from bayesgmm import labels
 from bayesgmm.data.observations import read
 from bayesgmm.labelfree import label_free
 from bayesgmm.posterior import draws as drawing
-from bayesgmm.posterior.density import Target
-from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import PseudoData, Separation, resolve
 from bayesgmm.resolved import log_density as log_prior
+from bayesgmm.target.density import Target
 from bayesgmm.tree import DIMS, point
 
 RANKED = 64  # draws that a rank is among, thinned so that they are nearly independent

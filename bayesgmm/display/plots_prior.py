@@ -16,7 +16,7 @@ from bayesgmm.display.plots import DATA, POSTERIOR, STYLE, Picture, short
 from bayesgmm.em.fit import seed_of
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
-from bayesgmm.posterior.prior_draws import drawn_tree
+from bayesgmm.priors.prior_draws import drawn_tree
 
 _MOST_FEATURES = 4
 _LINES = 25

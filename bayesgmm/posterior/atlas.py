@@ -31,13 +31,13 @@ from importlib import import_module
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
+from bayesgmm.evidence.bridge import Normal, bridge, effective
+from bayesgmm.evidence.copies import Region
 from bayesgmm.labels import Labels, distances
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.bridge import Normal, bridge, effective
-from bayesgmm.posterior.copies import Region
-from bayesgmm.posterior.curvature import Quadratic, mode_near
-from bayesgmm.posterior.density import Target
+from bayesgmm.target.curvature import Quadratic, mode_near
+from bayesgmm.target.density import Target
 from bayesgmm.tree import components
 
 PARETO_K = 0.7  # beyond, a mass by importance sampling is not reliable

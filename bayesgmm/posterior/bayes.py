@@ -16,7 +16,6 @@ from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.posterior.atlas import Mode, atlas, shares
-from bayesgmm.posterior.curvature import Quadratic, quadratic_at
 from bayesgmm.posterior.draws import Task, begin, collect
 from bayesgmm.posterior.modes import HOLDS_MASS, add_modes
 from bayesgmm.posterior.nuts import MAX_DEPTH, finished, run_nuts, start_around
@@ -31,6 +30,7 @@ from bayesgmm.posterior.store import (
 )
 from bayesgmm.posterior.verdict import posterior_verdict
 from bayesgmm.progress import is_wanted
+from bayesgmm.target.curvature import Quadratic, quadratic_at
 
 
 def sample_posterior(

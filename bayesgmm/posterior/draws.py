@@ -32,6 +32,8 @@ from bayesgmm.errors import (
     collected,
     to_json,
 )
+from bayesgmm.evidence.loo import MOST, log_likelihoods, of_draws, relative_efficiency
+from bayesgmm.evidence.source import PIVOT
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelfree import dataset as label_free_dataset
 from bayesgmm.labelfree import label_free
@@ -39,12 +41,8 @@ from bayesgmm.labels import Labels, align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.density import Target, target
-from bayesgmm.posterior.improper import warn_if_improper
-from bayesgmm.posterior.loo import MOST, log_likelihoods, of_draws, relative_efficiency
-from bayesgmm.posterior.source import PIVOT
-from bayesgmm.posterior.space import held_in
 from bayesgmm.prior import ConjugatePrior
+from bayesgmm.priors.improper import warn_if_improper
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
@@ -52,6 +50,8 @@ from bayesgmm.resolved import (
     log_densities,
     resolve,
 )
+from bayesgmm.target.density import Target, target
+from bayesgmm.target.space import held_in
 
 _MAX_POINTWISE = 1 << 27  # numbers of pointwise log-likelihood that are kept without being asked
 

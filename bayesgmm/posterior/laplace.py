@@ -25,14 +25,14 @@ from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import NumericalError, PosteriorWarning
+from bayesgmm.evidence.copies import Region
+from bayesgmm.evidence.normaliser import Estimate, is_normalised, log_normaliser
 from bayesgmm.labels import ambiguous_labels
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
-from bayesgmm.posterior.copies import Region
-from bayesgmm.posterior.curvature import Quadratic, mode_near
-from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.draws import Task, begin, collect
-from bayesgmm.posterior.normaliser import Estimate, is_normalised, log_normaliser
+from bayesgmm.target.curvature import Quadratic, mode_near
+from bayesgmm.target.density import Target
 
 PARETO_K = Limit(0.7, 0.7)  # beyond, averages of weighted draws cannot be relied on
 EFFECTIVE = Limit(400.0, 100.0, is_floor=True)

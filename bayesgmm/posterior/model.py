@@ -29,12 +29,10 @@ from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE, Region
-from bayesgmm.posterior.chart import Coordinates
-from bayesgmm.posterior.improper import warn_if_improper
 from bayesgmm.posterior.op import Chart, ConjugateTerms, FamilyVector, MixtureRows
-from bayesgmm.posterior.predictive import draw_covariance
-from bayesgmm.posterior.space import Space, checked_space, held_in
 from bayesgmm.prior import HierarchicalInverseGamma
+from bayesgmm.priors.improper import warn_if_improper
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import (
     PseudoData,
     Separation,
@@ -42,6 +40,8 @@ from bayesgmm.resolved import (
     resolve,
     separation_log_density,
 )
+from bayesgmm.target.chart import Coordinates
+from bayesgmm.target.space import Space, checked_space, held_in
 
 
 class FamilyChart(Coordinates, Transform):

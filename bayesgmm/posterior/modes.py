@@ -35,8 +35,8 @@ from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.labels import Labels, align, apply
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.posterior.atlas import PARETO_K, Mode, bridged, nearest, shares
-from bayesgmm.posterior.density import Target
 from bayesgmm.posterior.verdict import posterior_verdict
+from bayesgmm.target.density import Target
 
 HOLDS_MASS = 0.01  # share of the mass, or of the draws, from which a mode counts
 _RHAT = Limit(1.05, 1.05)  # of being in a mode

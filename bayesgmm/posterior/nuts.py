@@ -17,10 +17,10 @@ from nutpie.compile_pymc import CompiledPyMCModel
 
 from bayesgmm.errors import NumericalError
 from bayesgmm.moments import Array
-from bayesgmm.posterior.curvature import Quadratic
-from bayesgmm.posterior.density import Target
-from bayesgmm.posterior.whitening import Whitened, callbacks
 from bayesgmm.progress import Lines, can_draw
+from bayesgmm.target.curvature import Quadratic
+from bayesgmm.target.density import Target
+from bayesgmm.target.whitening import Whitened, callbacks
 
 MAX_DEPTH = 10
 POINT = "point"  # the only variable of nutpie's draws: where they are in the unconstrained space

@@ -33,10 +33,10 @@ from bayesgmm.files import atomic
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.noise import NOISE, Region
-from bayesgmm.posterior.density import target
 from bayesgmm.posterior.draws import Clock, Task, optima_in
 from bayesgmm.posterior.nuts import POINT, STATS
 from bayesgmm.resolved import resolve
+from bayesgmm.target.density import target
 
 LAYOUT = 1  # raised when files change their meaning
 _TASK, _DRAWS, _END = "task.nc", "draws.zarr", "finished.json"

@@ -21,7 +21,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from bayesgmm.moments import Array
-from bayesgmm.posterior.density import Target
+from bayesgmm.target.density import Target
 
 _pointer = types.CPointer(types.float64)
 _table = types.CPointer(types.voidptr)

@@ -20,9 +20,9 @@ from bayesgmm.errors import ArgumentError
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.predictive import draw_covariance
 from bayesgmm.prediction import mixtures_of, new_rows
 from bayesgmm.predictive.replicated import variables
+from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import PseudoData, Separation, resolve
 
 _MOST = 1 << 27  # numbers that are made at once

@@ -19,11 +19,11 @@ from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, NumericalError, PosteriorWarning
+from bayesgmm.evidence.bridge import Bridge, Normal, bridge, effective
+from bayesgmm.evidence.copies import Region
+from bayesgmm.evidence.normaliser import is_normalised, log_normaliser
+from bayesgmm.evidence.source import posterior_of, source_of
 from bayesgmm.moments import Array
-from bayesgmm.posterior.bridge import Bridge, Normal, bridge, effective
-from bayesgmm.posterior.copies import Region
-from bayesgmm.posterior.normaliser import is_normalised, log_normaliser
-from bayesgmm.posterior.source import posterior_of, source_of
 from bayesgmm.rows import draws_of
 
 ERROR = Limit(0.1, 0.5)  # standard error of the log evidence

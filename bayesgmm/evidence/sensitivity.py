@@ -22,7 +22,7 @@ import xarray as xr
 from arviz_stats.psense import psense
 
 from bayesgmm.arguments import share
-from bayesgmm.posterior.source import posterior_of
+from bayesgmm.evidence.source import posterior_of
 from bayesgmm.rows import draws_of, label_free_of, label_free_rows, parameter_rows, take
 from bayesgmm.tree import names_of, spec_of
 

@@ -40,9 +40,9 @@ from bayesgmm.numeric.kernel_ops import (
     pull_back,
     pull_through_chart,
 )
-from bayesgmm.posterior.space import Space, checked_space
-from bayesgmm.posterior.terms import Terms, terms
 from bayesgmm.resolved import PseudoData, Separation
+from bayesgmm.target.space import Space, checked_space
+from bayesgmm.target.terms import Terms, terms
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
 assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"

@@ -19,9 +19,9 @@ import numpy as np
 from scipy.special import gammaln
 
 from bayesgmm.moments import Array
-from bayesgmm.posterior.space import Space
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
+from bayesgmm.target.space import Space
 
 
 @dataclass(frozen=True, eq=False)

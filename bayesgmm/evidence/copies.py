@@ -27,7 +27,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.labels import Alignment, Labels, align, apply
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.density import Target
+from bayesgmm.target.density import Target
 from bayesgmm.tree import DIMS, components
 
 Flags = NDArray[np.bool_]

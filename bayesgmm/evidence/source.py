@@ -20,8 +20,8 @@ from bayesgmm.labels import Labels
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.density import Target, target
 from bayesgmm.resolved import PseudoData, Separation, resolve
+from bayesgmm.target.density import Target, target
 
 PIVOT = "pivot"
 

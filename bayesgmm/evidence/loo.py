@@ -37,11 +37,11 @@ from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.data.observations import Data
 from bayesgmm.em.result import plain_index
 from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
+from bayesgmm.evidence.source import posterior_of, source_of
 from bayesgmm.moments import UNWEIGHTED, Array
 from bayesgmm.numeric import kernel_ops
-from bayesgmm.posterior.density import Target
-from bayesgmm.posterior.source import posterior_of, source_of
 from bayesgmm.rows import draws_of
+from bayesgmm.target.density import Target
 
 _BLOCK = 1 << 21  # numbers of a block's log-likelihood
 MOST = 1 << 28  # numbers of log-likelihood from which LOO is made without being asked: a minute
@@ -267,6 +267,9 @@ def _by_blocks(
             loglik = known[:, index]
         return function(part, np.ascontiguousarray(loglik.T), share[index])
 
+    # ArviZ leaves a lazy JAX in `sys.modules`, which the first of SciPy's functions loads: several
+    # threads at once would find it half loaded.
+    logsumexp(np.zeros(1))
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         try:
             return list(pool.map(block, range(0, data.n, size)))

@@ -36,12 +36,12 @@ from scipy.special import gammaincinv, gammaln, loggamma, logsumexp, multigammal
 from scipy.stats.qmc import Sobol
 
 from bayesgmm.covariance import Covariance
+from bayesgmm.evidence.copies import is_nearest, log_copies_of_axes
 from bayesgmm.moments import Array
-from bayesgmm.posterior.chart import Coordinates
-from bayesgmm.posterior.copies import is_nearest, log_copies_of_axes
-from bayesgmm.posterior.space import Space
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal, Scale
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
+from bayesgmm.target.chart import Coordinates
+from bayesgmm.target.space import Space
 
 _LOG_2PI = math.log(2.0 * math.pi)
 _DRAWS = 1 << 14

@@ -30,8 +30,8 @@ from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.fit import seed_of
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
-from bayesgmm.posterior.prior_draws import draw_parameters
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal, Scale
+from bayesgmm.priors.prior_draws import draw_parameters
 from bayesgmm.resolved import PseudoData, Separation, describe, measure_exponent, resolve
 
 _AT = {"q2.5": 0.025, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q97.5": 0.975}

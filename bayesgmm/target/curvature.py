@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.posterior.density import Target
+from bayesgmm.target.density import Target
 
 _DIFFERENCE = 1e-4  # step of the gradient's differences, in units of a coordinate
 _MOST_STEPS = 50

@@ -23,8 +23,8 @@ from bayesgmm.information.fixed import Fixed, Mask, read_fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import FLAT, Array, Parameters
 from bayesgmm.noise import NOISE, Region
-from bayesgmm.posterior.chart import Coordinates, unit_of
-from bayesgmm.posterior.layout import Layout, layout
+from bayesgmm.target.chart import Coordinates, unit_of
+from bayesgmm.target.layout import Layout, layout
 
 
 @dataclass(frozen=True, eq=False)

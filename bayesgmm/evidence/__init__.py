@@ -1,0 +1,1 @@
+"""What is integrated over the posterior, and the rows that it leaves out."""

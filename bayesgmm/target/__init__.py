@@ -1,0 +1,1 @@
+"""The log-posterior in unconstrained coordinates, by hand."""
