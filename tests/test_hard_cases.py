@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -30,8 +31,10 @@ from bayesgmm.errors import (
     NumericalError,
     ScaleError,
 )
+from bayesgmm.labels import are_mixtures
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior.draws import begin
+from validation import ranks
 
 FAITHFUL = registry.table("faithful")
 OWN = ("VVV", "VVI", "VII", "EVV", "VEE", "VEV")
@@ -437,6 +440,19 @@ class TestSeveralOptima:
         assert sorted(axes) == [0, 1]
         means = (np.sort(m, axis=0) for m in (tree.point(other).mean, rival["mean"]))
         assert_allclose(*means, atol=1e-6)
+
+    def test_a_run_that_ends_next_to_a_singularity_is_no_rival(self) -> None:
+        """Calibration came upon it: covariances that are not definite in floats."""
+        case = ranks.cases()["VVV LKJ"]
+        of = np.random.SeedSequence([1, crc32(case.name.encode())], spawn_key=(462,))
+        rng = np.random.default_rng(of)
+        x = ranks.draw(case, rng)[1].x
+        seed = int(rng.integers(2**31))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BayesgmmWarning)
+            found = bg.fit_em(case.spec, x, n_starts=10, n_finish=3, random_seed=seed)
+        p = tree.point(found)
+        assert are_mixtures(p.weight[None], p.mean[None], p.covariance[None])[0]
 
 
 TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {

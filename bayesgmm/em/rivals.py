@@ -87,9 +87,9 @@ def optima_of(
     ended += [i for i, r in enumerate(runs) if r.reason in ("spurious", "tiny")]
     for i in sorted(ended, key=lambda i: (not runs[i].is_usable, -runs[i].objective)):
         p = runs[i].parameters
-        draws = (p.weight[None], p.mean[None], p.covariance[None])
-        if len(found) == MOST or not are_mixtures(*draws)[0]:
+        if len(found) == MOST or not _is_mixture(p):
             continue
+        draws = (p.weight[None], p.mean[None], p.covariance[None])
         if all(distance(p, other) >= SAME for other in kept):
             kept.append(p)
             own = data.to_data_units(p.take(align(*draws, parameters, kinds).permutation[0]))
@@ -100,7 +100,7 @@ def optima_of(
 def at_the_best(runs: Sequence[Run], best: int) -> list[int]:
     """Return which runs ended at the same optimum as the best one."""
     top = runs[best].parameters
-    return [i for i in _near(runs, best) if distance(runs[i].parameters, top) < SAME]
+    return [i for i in _near(runs, best) if i == best or distance(runs[i].parameters, top) < SAME]
 
 
 def rivals_of(
@@ -130,9 +130,18 @@ def rivals_of(
 
 
 def _near(runs: Sequence[Run], best: int) -> list[int]:
+    """Runs as good as the best, it included; of others those that floats can tell apart from it."""
     top = runs[best]
+    if not _is_mixture(top.parameters):
+        return [best]
     good = [i for i, r in enumerate(runs) if r.is_usable or r.reason == top.reason]
-    return [i for i in good if top.objective - runs[i].objective < NEAR]
+    near = [i for i in good if top.objective - runs[i].objective < NEAR]
+    return [i for i in near if _is_mixture(runs[i].parameters)]
+
+
+def _is_mixture(p: Parameters) -> bool:
+    """Whether the covariances are definite in floats: a run may end next to where they are not."""
+    return bool(are_mixtures(p.weight[None], p.mean[None], p.covariance[None])[0])
 
 
 def _rival(
