@@ -224,3 +224,10 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     assert "| wrong Jacobian | V | 60 |" in text
     assert " | yes | " in text
     assert "(sbc.png)" in text
+
+
+def test_chains_start_where_the_gradient_is_not_zero() -> None:
+    """The study came upon it: from a mode itself nutpie would not start, and there was no fit."""
+    found = sbc.Study("EEV", None, 1, 1).one(404)
+    assert found["status"] in {"ok", "warn", "fail"}
+    assert all(0.0 < place < 1.0 for place in found["place"].values())

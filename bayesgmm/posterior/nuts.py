@@ -102,7 +102,8 @@ def seeds_of(model: Any, chains: int, seed: int) -> list[int]:
 
         def note(chain_seed: Any, asked: list[int] = asked) -> Array:
             asked.append(int(chain_seed))
-            return np.zeros(model.n_dim)
+            start: Array = model.initial_point_func(chain_seed)  # at a mode nutpie may refuse to
+            return start
 
         asks = replace(model, initial_point_func=note)
         shortest = {"draws": 1, "tune": 1, "maxdepth": 1, "cores": 1, "progress_bar": False}
