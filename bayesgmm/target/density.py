@@ -41,6 +41,7 @@ from bayesgmm.numeric.kernel_ops import (
     pull_through_chart,
 )
 from bayesgmm.resolved import PseudoData, Separation
+from bayesgmm.target.layout import Layout
 from bayesgmm.target.space import Space, checked_space
 from bayesgmm.target.terms import Terms, terms
 
@@ -278,7 +279,7 @@ class Target:
     @cached_property
     def arrays(self) -> tuple[Array, ...]:
         """What the compiled function reads, in its order."""
-        space, t, layout = self.space, self.terms, self.space.layout(self.data)
+        space, t, layout = self.space, self.terms, self.layout
         chart = space.chart
         number = [*layout.x.shape, chart.k, chart.spectrum.shape[1], len(layout.weight)]
         number += [chart.family.is_diagonal, t.alpha, t.count, t.shrinkage, t.share, t.constant]
@@ -297,10 +298,15 @@ class Target:
             for array in (np.array(number), layout.x, layout.weight, *every)
         )
 
-    @property
+    @cached_property
+    def layout(self) -> Layout:
+        """The rows as the compiled function reads them."""
+        return self.space.layout(self.data)
+
+    @cached_property
     def function(self) -> Any:
         """The compiled log-density, which reads the arrays."""
-        return compiled(len(self.space.layout(self.data).observed) > 0)
+        return compiled(len(self.layout.observed) > 0)
 
     @cached_property
     def pointers(self) -> Any:
