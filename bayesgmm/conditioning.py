@@ -16,6 +16,10 @@ A draw counts as much as it makes the given values probable: they are data, and 
 draws of :math:`p(\theta)` into draws of :math:`p(\theta \mid x_o)`.  All of it follows from one
 remark: the mean of S mixtures of K components is one mixture of S K components.
 
+Noise in a box along the columns is uniform in some of them, and given the others
+(`partitioned`).  As everywhere its density is the same outside the box: given values that are far
+away it is noise that is left.
+
 References
 ----------
 Sung (2004), Gaussian mixture regression and classification, PhD thesis, Rice University.
@@ -26,7 +30,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Literal, overload
 
@@ -36,18 +40,13 @@ import xarray as xr
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import read_like
-from bayesgmm.errors import (
-    PACKAGE,
-    ArgumentError,
-    ColumnNameError,
-    NotYetSupportedError,
-    PosteriorWarning,
-)
+from bayesgmm.errors import PACKAGE, ArgumentError, ColumnNameError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Array, Parameters
-from bayesgmm.numeric import kernel
+from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.noise import NOISE, Region, refuse_single_columns
+from bayesgmm.partitioned import partitioned
 from bayesgmm.prediction import mixtures_of
-from bayesgmm.tree import dataset, labels_at, names_of, spec_of
+from bayesgmm.tree import dataset, labels_at, names_of, region_of, spec_of, units_of
 
 _NUMBERS = 1 << 18  # in the largest array of a block of rows
 _ENOUGH = 100.0  # effective draws below which averages over them say little
@@ -93,13 +92,13 @@ def marginal[Fit: (xr.DataTree, Parameters)](fit: Fit, columns: Sequence[str | i
         raise ArgumentError("columns", "names no column; a density needs at least one")
     if isinstance(fit, Parameters):
         covariance = fit.covariance[:, kept][:, :, kept]
-        return Parameters(fit.weight, fit.mean[:, kept], covariance)
+        return Parameters(fit.weight, fit.mean[:, kept], covariance, _noise(fit, kept))
     groups = {
         name: fit[name].to_dataset().isel(feature=kept, feature_bis=kept, missing_dims="ignore")
         for name in ("posterior", "labels", "standard_error", "observed_data", "constant_data")
         if name in fit.children
     }
-    return _derived(fit, groups, len(kept), {"marginal": [names[j] for j in kept]})
+    return _derived(fit, groups, kept, {"marginal": [names[j] for j in kept]})
 
 
 def conditional[Fit: (xr.DataTree, Parameters)](
@@ -165,23 +164,27 @@ def conditional[Fit: (xr.DataTree, Parameters)](
     if not rest:
         raise ArgumentError("given", "has every column of the mixture, so that none is left")
     x = np.array([[_finite(names[j], v) for j, v in zip(observed, given.values(), strict=True)]])
-    draws = mixtures_of(fit)
-    split = _split(draws.weight, draws.mean, draws.covariance, observed, rest)
-    share = split.responsibilities(x)[:, 0].reshape(draws.weight.shape)
-    total = share.sum(axis=1)
-    chosen = _systematic(total)
+    noise, draws = _noise(fit, rest), mixtures_of(fit)
+    split = partitioned(draws, observed, rest, None)
     s, k = draws.weight.shape
-    weight = share[chosen] / total[chosen, None]
-    mean = split.means(x)[:, 0].reshape(s, k, -1)[chosen]
-    covariance = split.covariance.reshape(s, k, len(rest), len(rest))[chosen]
+    share = split.responsibilities(x)[:, 0]
+    of_noise = share[s * k :].reshape(-1, s).sum(axis=0)
+    share = share[: s * k].reshape(s, k)
+    total = share.sum(axis=1) + of_noise
+    chosen = _systematic(total)
+    weight, of_noise = share[chosen] / total[chosen, None], of_noise[chosen] / total[chosen]
+    mean = split.means(x)[: s * k, 0].reshape(s, k, -1)[chosen]
+    covariance = split.covariance[: s * k].reshape(s, k, len(rest), len(rest))[chosen]
     if isinstance(fit, Parameters):
-        return Parameters(weight[0], mean[0], covariance[0])
+        noise = noise and replace(noise, weight=float(of_noise[0]))
+        return Parameters(weight[0], mean[0], covariance[0], noise)
     left = [names[j] for j in rest]
     arrays = {"weight": weight[None], "mean": mean[None], "covariance": covariance[None]}
+    arrays |= {NOISE: of_noise[None]} if draws.noise is not None else {}
     posterior = dataset(arrays, left, ("chain", "draw"))
     step = {"given": {names[j]: float(v) for j, v in zip(observed, x[0], strict=True)}}
     groups = {"posterior": posterior} | labels_at(fit, chosen)
-    found = _derived(fit, groups, len(rest), step)
+    found = _derived(fit, groups, rest, step)
     effective = float(total.sum() ** 2 / (total**2).sum())
     found.attrs["effective_draws"] = effective
     if effective < min(_ENOUGH, 0.5 * s):
@@ -278,8 +281,8 @@ def regress(
         raise ArgumentError("columns", f"{what} of the mixture's columns {', '.join(names)}")
     left = [names[j] for j in asked]
     x, index = read_like(_without(X, left, asked, len(names)), [names[j] for j in observed])
-    some = mixtures_of(fit, draws)
-    split = _split(some.weight, some.mean, some.covariance, observed, asked)
+    region = _region(fit, asked)
+    split = partitioned(mixtures_of(fit, draws), observed, asked, region)
     m = len(asked)
     mean, spread = np.empty((len(x), m)), np.empty((len(x), m, m) if covariance else (0, m, m))
     step = max(1, _NUMBERS // (len(split.log_weight) * max(m, len(observed))))
@@ -302,56 +305,6 @@ def regress(
     return frame, xr.DataArray(spread, coords, ("obs", "feature", "feature_bis"), "covariance")
 
 
-@dataclass(frozen=True, eq=False)
-class _Split:
-    """One mixture of j components, its columns split into o given and m others."""
-
-    log_weight: Array  # (j,)
-    given_mean: Array  # (j, o)
-    whitening: Array  # (j, o, o), of the given columns
-    mean: Array  # (j, m)
-    slope: Array  # (j, m, o): B
-    covariance: Array  # (j, m, m): C
-
-    def responsibilities(self, x: Array) -> Array:
-        """Return (j, n) shares of the components in rows of the given columns (n, o)."""
-        found = kernel.rows(x, self.log_weight, self.given_mean, self.whitening, True)
-        return np.asarray(found[1])
-
-    def means(self, x: Array) -> Array:
-        """Return the components' conditional means, (j, n, m)."""
-        with np.errstate(over="ignore", invalid="ignore"):  # at 1e308 a mean can be infinite
-            apart = x - self.given_mean[:, None]
-            return self.mean[:, None] + apart @ np.swapaxes(self.slope, 1, 2)
-
-
-def _split(
-    weight: Array, means: Array, covariances: Array, observed: list[int], rest: list[int]
-) -> _Split:
-    """Split (s, k) mixtures, taken as one of s k components.
-
-    With the given columns first, the Cholesky factor has the blocks L_oo, L_mo = B L_oo and L_mm,
-    with L_mm L_mm' = C: nothing is subtracted, and C is positive definite.
-    """
-    s, o = len(weight), len(observed)
-    order = [*observed, *rest]
-    mean = means.reshape(-1, len(order))[:, order]
-    covariance = covariances.reshape(-1, len(order), len(order))[:, order][:, :, order]
-    factor = np.linalg.cholesky(covariance)
-    whitening = np.asarray(kernel.factorise(np.ascontiguousarray(covariance[:, :o, :o]), False)[0])
-    inner = factor[:, o:, o:]
-    with np.errstate(divide="ignore"):
-        log_weight = np.log(weight.ravel()) - np.log(s)
-    return _Split(
-        log_weight,
-        np.ascontiguousarray(mean[:, :o]),
-        whitening,
-        mean[:, o:],
-        factor[:, o:, :o] @ whitening,
-        inner @ np.swapaxes(inner, 1, 2),
-    )
-
-
 def _systematic(share: Array) -> np.ndarray[Any, np.dtype[np.intp]]:
     """Return as many positions as there are shares, each as often as its share has it."""
     s = len(share)
@@ -366,13 +319,6 @@ def _names(fit: xr.DataTree | Parameters) -> tuple[str, ...]:
     is_fit = isinstance(fit, xr.DataTree) and "posterior" in fit.children
     if not (is_fit or isinstance(fit, Parameters)):
         raise ArgumentError("fit", f"must be a fit or Parameters, not {type(fit).__name__}")
-    has_noise = fit.noise is not None if isinstance(fit, Parameters) else fit.attrs.get("noise")
-    if has_noise:
-        raise NotYetSupportedError(
-            "fit",
-            "has a noise component, of which single columns have no density of their own yet; "
-            "take the components alone: Parameters(weight / weight.sum(), mean, covariance)",
-        )
     if isinstance(fit, Parameters):
         return tuple(f"x{j}" for j in range(np.shape(fit.mean)[-1]))
     return names_of(fit)
@@ -417,16 +363,52 @@ def _without(X: Any, left: list[str], asked: list[int], d: int) -> Any:
     return X
 
 
+def _noise(fit: xr.DataTree | Parameters, kept: list[int]) -> Noise | None:
+    """Return the noise of `Parameters` in some columns; of a fit only look whether there is one."""
+    if not isinstance(fit, Parameters):
+        region = region_of(fit)
+        if region is not None:
+            region.of(kept, len(names_of(fit)))
+        return None
+    if fit.noise is None:
+        return None
+    if fit.noise.log_edges is None and len(kept) < fit.d:
+        raise ArgumentError(
+            "fit",
+            "has noise of which only the density is known, not its box's sides, which single "
+            "columns need; of a fit with noise='columns' they are known",
+        )
+    return fit.noise.take(kept, fit.d)
+
+
+def _region(fit: xr.DataTree | Parameters, asked: list[int]) -> Region | None:
+    """Return where noise is, whose means some columns are asked for."""
+    if isinstance(fit, Parameters) and fit.noise is not None:
+        raise ArgumentError(
+            "fit",
+            "has noise of which Parameters do not say where it is, so that it has no mean; give "
+            "the fit itself",
+        )
+    region = None if isinstance(fit, Parameters) else region_of(fit)
+    if region is not None:
+        refuse_single_columns("fit", region)
+    return region
+
+
 def _derived(
-    fit: xr.DataTree, groups: dict[str, xr.Dataset], d: int, step: dict[str, Any]
+    fit: xr.DataTree, groups: dict[str, xr.Dataset], kept: list[int], step: dict[str, Any]
 ) -> xr.DataTree:
-    """Return a fit with other groups, which records how it came about."""
+    """Return a fit with other groups and some of the columns, which records how it came about."""
     found = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
     found.attrs = {name: fit.attrs[name] for name in _KEPT if name in fit.attrs}
+    names, units, region = names_of(fit), units_of(fit), region_of(fit)
+    own = {names[j]: units[names[j]] for j in kept if names[j] in units}
+    found.attrs |= {"units": json.dumps(own)} if own else {}
+    found.attrs |= {"noise": region.of(kept, len(names)).to_json()} if region else {}
     if "spec" in fit.attrs:
         spec = spec_of(fit)
-        family = _family(spec.covariance, len(names_of(fit)), d)
-        found.attrs["spec"] = GaussianMixture(spec.n_components, family, None).to_json()
+        family = _family(spec.covariance, len(names), len(kept))
+        found.attrs["spec"] = GaussianMixture(spec.n_components, family, None, spec.noise).to_json()
     found.attrs["derivation"] = json.dumps([*json.loads(fit.attrs.get("derivation", "[]")), step])
     return found
 

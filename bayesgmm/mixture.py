@@ -49,12 +49,14 @@ class GaussianMixture:
     prior : ConjugatePrior, SeparationPrior, "conjugate", "separation" or None
         For the posterior and for MAP fits; maximum likelihood ignores it. ``None`` allows maximum
         likelihood only.
-    noise : bool or float
+    noise : bool, "columns" or float
         Whether rows may belong to no component: a further one, of weight :math:`\pi_0`, is uniform
         with density 1/V (Banfield & Raftery 1993). True takes the smaller of two boxes around the
-        data, along the columns or along their principal axes, as mclust does; a number is V itself,
-        in units of the data. Where values are missing the box is along the columns, and noise is
-        uniform in those that are observed. A row of whose component something is known is no noise.
+        data, along the columns or along their principal axes, as mclust does; ``"columns"`` that
+        along the columns, in which noise is uniform in single columns, too, as `marginal`,
+        `conditional`, `regress` and `loo_pit` need; a number is V itself, in units of the data.
+        Where values are missing the box is along the columns, and noise is uniform in those that
+        are observed. A row of whose component something is known is no noise.
 
     Raises
     ------
@@ -73,14 +75,14 @@ class GaussianMixture:
     n_components: int
     covariance: Covariance
     prior: Prior | None
-    noise: float | Literal["box"] | None
+    noise: float | Literal["box", "columns"] | None
 
     def __init__(
         self,
         n_components: int,
         covariance: Covariance | str = "VVV",
         prior: Prior | str | None = "conjugate",
-        noise: bool | float | Literal["box"] | None = False,
+        noise: bool | float | Literal["box", "columns"] | None = False,
     ) -> None:
         if not isinstance(covariance, Covariance):
             covariance = Covariance(covariance)
@@ -120,7 +122,7 @@ class GaussianMixture:
         With noise its weight, and the volume if it comes from the data, as in mclust.
         """
         k = self.n_components
-        noise = 0 if self.noise is None else 2 if self.noise == "box" else 1
+        noise = 0 if self.noise is None else 2 if isinstance(self.noise, str) else 1
         return k - 1 + k * d + self.covariance.n_parameters(k, d) + noise
 
     def to_json(self) -> str:
@@ -171,14 +173,18 @@ def refuse_other(spec: Any) -> None:
         raise ArgumentError("spec", f"must be a GaussianMixture, not {type(spec).__name__}")
 
 
-def _checked_noise(noise: Any) -> float | Literal["box"] | None:
+def _checked_noise(noise: Any) -> float | Literal["box", "columns"] | None:
     if noise is None or noise is False:
         return None
     if noise is True or (isinstance(noise, str) and noise == "box"):
         return "box"
+    if isinstance(noise, str) and noise == "columns":
+        return "columns"
     if isinstance(noise, Real) and 0 < float(noise) < float("inf"):
         return float(noise)
-    raise ArgumentError("noise", f"must be True, False or a volume above 0, not {noise!r}")
+    raise ArgumentError(
+        "noise", f"must be True, False, 'columns' or a volume above 0, not {noise!r}"
+    )
 
 
 def _name_of(value: object, kinds: dict[str, type[Any]]) -> str:

@@ -73,6 +73,13 @@ class Noise:
             raise ValueError("noise that is no box along the columns is not uniform in some")
         return replace(self, log_density=-float(np.array(self.log_edges)[observed].sum()))
 
+    def take(self, columns: Sequence[int], d: int) -> Noise:
+        """Return the noise of some of d columns by themselves, in this order."""
+        found = self.of(np.isin(np.arange(d), columns))
+        if self.log_edges is None:
+            return found
+        return replace(found, log_edges=tuple(self.log_edges[j] for j in columns))
+
 
 @dataclass(frozen=True, eq=False)
 class Parameters:

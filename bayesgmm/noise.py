@@ -4,8 +4,14 @@ r"""The noise component: rows that belong to no cluster, uniform over the region
           \pi_0 + \sum_k \pi_k = 1
 
 V is the volume of a box around the data, along the columns or along their principal axes, whichever
-is smaller, as in mclust; or what the user says.  To the pass over the data the noise is one more
-normal distribution, so wide that it is flat (`moments.Parameters.widened`).
+is smaller, as in mclust; along the columns; or what the user says.  To the pass over the data the
+noise is one more normal distribution, so wide that it is flat (`moments.Parameters.widened`): its
+density is the same outside the box, so that rows which are far away are noise.
+
+In a box along the columns, with sides :math:`[a_f, b_f]`, noise is uniform in any columns, given
+the others, and of one column
+
+.. math:: E(x_f) = \frac{a_f + b_f}{2}, \qquad \mathrm{Var}(x_f) = \frac{(b_f - a_f)^2}{12}.
 
 References
 ----------
@@ -17,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +63,51 @@ class Region:
         with np.errstate(divide="ignore"):
             return np.log(np.diagonal(self.edges))
 
+    @property
+    def mean(self) -> Array:
+        """(d,): the centre of the box."""
+        corner, edges = self._box()
+        return np.asarray(corner + 0.5 * edges.sum(axis=0))
+
+    @property
+    def covariance(self) -> Array:
+        """(d, d), of rows that are uniform over the box."""
+        _, edges = self._box()
+        return np.asarray(edges.T @ edges / 12.0)
+
+    def of(self, columns: Sequence[int], d: int) -> Region:
+        """Return where noise of d columns is in some of them, in this order.
+
+        Raises
+        ------
+        ArgumentError
+            If it is not uniform there: see `refuse_single_columns`.
+        """
+        kept = list(columns)
+        if len(kept) < d:
+            refuse_single_columns("fit", self)
+        if self.corner is None or self.edges is None:
+            return self
+        is_along = self.log_edges is not None
+        edges = self.edges[np.ix_(kept, kept)] if is_along else self.edges[:, kept]
+        volume = self.log_volume
+        if len(kept) < d:
+            with np.errstate(divide="ignore"):
+                volume = float(np.log(np.diagonal(edges)).sum())
+        return Region(volume, self.corner[kept], edges)
+
+    def below(self, x: Array, column: int) -> Array:
+        """Return the distribution function of noise in a column of a box along the columns."""
+        corner, edges = self._box()
+        return np.asarray(np.clip((x - corner[column]) / edges[column, column], 0.0, 1.0))
+
+    def _box(self) -> tuple[Array, Array]:
+        if self.corner is None or self.edges is None:
+            raise ArgumentError(
+                "fit", "has a noise component of which the volume alone is known, not where it is"
+            )
+        return self.corner, self.edges
+
     def noise(self, weight: float) -> Noise:
         """Return noise of this region, in the units of the data."""
         edges = self.log_edges
@@ -69,11 +121,8 @@ class Region:
         ArgumentError
             If only a volume was given.
         """
-        if self.corner is None or self.edges is None:
-            raise ArgumentError(
-                "fit", "has a noise component of which the volume alone is known, not where it is"
-            )
-        return np.asarray(self.corner + rng.random((n, len(self.corner))) @ self.edges)
+        corner, edges = self._box()
+        return np.asarray(corner + rng.random((n, len(corner))) @ edges)
 
     def to_json(self) -> str:
         """Return the region as JSON; `from_json` gives it back."""
@@ -91,7 +140,30 @@ class Region:
         return Region(record["log_volume"], corner, edges)
 
 
-def region_around(rows: Rows, center: Array) -> Region:
+def refuse_single_columns(argument: str, region: Region) -> None:
+    """Refuse noise that is not uniform in single columns.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the argument, if only a volume was given, which says nothing of single columns, or
+        the box is along principal axes, where noise in single columns is not uniform.
+    """
+    if region.corner is None:
+        raise ArgumentError(
+            argument,
+            "has noise of a given volume, which says nothing of single columns; fit with "
+            "noise='columns', whose box is along the columns",
+        )
+    if region.log_edges is None:
+        raise ArgumentError(
+            argument,
+            "has noise in a box along principal axes, which is not uniform in single columns; fit "
+            "with noise='columns', whose box is along the columns",
+        )
+
+
+def region_around(rows: Rows, center: Array, *, along_columns: bool = False) -> Region:
     """Return the smaller of two boxes around rows: along the columns, and along principal axes.
 
     Parameters
@@ -101,12 +173,14 @@ def region_around(rows: Rows, center: Array) -> Region:
         is that along the columns, whose sides are those of what is observed.
     center : (d,) array
         Near them, so that an offset costs no digits.
+    along_columns : bool
+        Whether to take that along the columns, whichever is smaller.
     """
     d = len(center)
     axes = [np.eye(d)]
     unweighted = sum((y - center).sum(axis=0) for y, _ in rows) / rows.count()[0]
     is_complete = bool(np.isfinite(unweighted).all())
-    if d > 1 and is_complete:
+    if d > 1 and is_complete and not along_columns:
         factor = triangle(y - center - unweighted for y, _ in rows)
         axes.append(np.linalg.svd(factor, full_matrices=False)[2])
     found = []

@@ -7,7 +7,8 @@ parameters; draws answer with the average over the posterior,
           p(k \mid x) = \frac1S \sum_s \frac{\pi_{sk} N(x; \mu_{sk}, \Sigma_{sk})}
           {\sum_j \pi_{sj} N(x; \mu_{sj}, \Sigma_{sj})}
 
-which for components needs draws whose labels agree, as those in a fit's ``posterior`` do.
+which for components needs draws whose labels agree, as those in a fit's ``posterior`` do; where too
+many are ambiguous, probabilities of components are refused.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayesgmm.ambiguity import refuse_ambiguous
 from bayesgmm.arguments import whole_number
 from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import UNRESOLVED, are_resolved
 from bayesgmm.data.observations import read_like
 from bayesgmm.data.table import tabulate
-from bayesgmm.errors import ArgumentError, NotYetSupportedError, ShapeError
+from bayesgmm.errors import ArgumentError, ShapeError
 from bayesgmm.groups import NO_LABELS, Group, marginal, split
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region
@@ -155,7 +157,12 @@ def score(
 
 
 def predict_proba(
-    fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None, missing: Missing = "error"
+    fit: xr.DataTree | Parameters,
+    X: Any,
+    *,
+    draws: int | None = None,
+    missing: Missing = "error",
+    allow_ambiguous: bool = False,
 ) -> pd.DataFrame:
     """Return the probability that each row came from each component.
 
@@ -172,6 +179,9 @@ def predict_proba(
     missing : {"error", "drop", "marginalise"}
         Missing values are refused; their rows are left out; or the probabilities are those given
         what is observed in each row: the weights where that is nothing.
+    allow_ambiguous : bool
+        Of draws whose labels are ambiguous (in more than 5 % of them) components have no
+        probabilities, since the mean would be over several; or, if this is true, nonetheless.
 
     Returns
     -------
@@ -185,9 +195,12 @@ def predict_proba(
     DataError
         If columns are missing or unexpected, or cells are not finite numbers.
     ArgumentError
-        If an argument is wrong, or parameters are not those of a mixture.
+        If an argument is wrong, or parameters are not those of a mixture; if labels are ambiguous:
+        `coclustering` and `partition` do not depend on them, nor do `score` and `regress`.
     """
     mixture = mixtures_of(fit, draws)
+    if isinstance(fit, xr.DataTree) and not allow_ambiguous:
+        refuse_ambiguous(fit, "probabilities of single components")
     x, index = read_rows(fit, X, mixture, missing)
 
     def part(each: Draws, rows: Array) -> Array:
@@ -205,13 +218,18 @@ def predict_proba(
 
 
 def predict(
-    fit: xr.DataTree | Parameters, X: Any, *, draws: int | None = None, missing: Missing = "error"
+    fit: xr.DataTree | Parameters,
+    X: Any,
+    *,
+    draws: int | None = None,
+    missing: Missing = "error",
+    allow_ambiguous: bool = False,
 ) -> pd.Series[int]:
     """Return the most probable component of every row.
 
     Parameters
     ----------
-    fit, X, draws, missing
+    fit, X, draws, missing, allow_ambiguous
         As in `predict_proba`.
 
     Returns
@@ -225,7 +243,9 @@ def predict(
     DataError, ArgumentError
         As `predict_proba`.
     """
-    probability = predict_proba(fit, X, draws=draws, missing=missing)
+    probability = predict_proba(
+        fit, X, draws=draws, missing=missing, allow_ambiguous=allow_ambiguous
+    )
     p = probability.to_numpy()
     label = room_like(p, len(p)).view(np.int64)
     for part in blocks(len(p)):
@@ -381,10 +401,10 @@ def read_rows(
             raise ShapeError(f"X has {values.shape[1]} columns, but the mixture has {d}")
     is_known = mixture.noise is None or mixture.noise[0].log_edges is not None
     if not is_known and has_nan(values):
-        raise NotYetSupportedError(
+        raise ArgumentError(
             "missing",
             "values cannot be integrated over where the noise is in no box along the columns; "
-            "of a fit to rows with missing values it is in one",
+            "of a fit with noise='columns', or to rows with missing values, it is in one",
         )
     return np.ascontiguousarray(values), index
 

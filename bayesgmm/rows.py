@@ -14,9 +14,10 @@ import pandas as pd
 import xarray as xr
 from scipy.special import ndtri
 
+from bayesgmm.ambiguity import ambiguous_of, why_refused
+from bayesgmm.data.units import product
 from bayesgmm.errors import PACKAGE, ArgumentError, PosteriorWarning
 from bayesgmm.labelfree import label_free
-from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_share
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
@@ -79,6 +80,19 @@ def parameter_rows(spec: GaussianMixture, names: tuple[str, ...]) -> list[Row]:
                 pair = ("", "") if spherical else (names[g], name)
                 rows.append(Row(label, "covariance", cluster, *pair, (j, g, f)))
     return rows
+
+
+def unit_of(row: Row, units: dict[str, str]) -> str:
+    """Return the unit of a parameter, given those of the columns by name; "" where none is known.
+
+    A variance that all columns share has none here, since columns may have several.
+    """
+    if row.variable in ("mean", "mixture_mean", "mixture_sd"):
+        return units.get(row.feature, "")
+    if row.variable != "covariance":
+        return ""
+    first, second = (units.get(name, "") for name in (row.feature, row.feature_bis))
+    return product(first, second) if first and second else ""
 
 
 def parameters_by_component(fit: xr.DataTree) -> dict[str, list[Row]]:
@@ -279,24 +293,6 @@ def label_free_rows(arrays: dict[str, Array], names: tuple[str, ...]) -> list[Ro
             each = enumerate(names)
             rows += [Row(f"{variable}[{printable(n)}]", variable, -1, n, "", (f,)) for f, n in each]
     return rows
-
-
-def ambiguous_of(fit: xr.DataTree) -> float:
-    """Return the share of a fit's draws whose labels are ambiguous; 0 where nothing is labelled."""
-    if "labels" not in fit.children or fit["posterior"].sizes["cluster"] == 1:
-        return 0.0
-    return ambiguous_share(fit["labels"]["margin"].to_numpy())
-
-
-def why_refused(fit: xr.DataTree) -> str:
-    """Return why components of a fit have no summaries, or "" where they have."""
-    share = ambiguous_of(fit)
-    if AMBIGUOUS_LABELS.grade(share) != "fail":
-        return ""
-    return (
-        f"{share:.1%} of the draws have ambiguous labels (margin below {AMBIGUOUS}): components "
-        "exchange their roles, so that averages of single ones mix them"
-    )
 
 
 def take_draws(fit: xr.DataTree, rows: list[Row]) -> Array:

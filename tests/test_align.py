@@ -21,13 +21,13 @@ from scipy.special import rel_entr
 import bayesgmm as bg
 from bayesgmm import labelfree, tree
 from bayesgmm.allocation import drawn
+from bayesgmm.ambiguity import why_refused
 from bayesgmm.checks import Check, Verdict
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, FitWarning, PosteriorWarning
 from bayesgmm.labelling import methods, relabel, shares
 from bayesgmm.labelling.shares import Shares
 from bayesgmm.labels import AMBIGUOUS, AMBIGUOUS_LABELS, ambiguous_labels, ambiguous_share
 from bayesgmm.moments import Parameters
-from bayesgmm.rows import why_refused
 
 METHODS = relabel.METHODS
 TRUE = Parameters(

@@ -17,10 +17,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import bayesgmm as bg
 from bayesgmm import labels, tree
+from bayesgmm.ambiguity import why_refused
 from bayesgmm.display.words import format_table, headline, reasons_of, to_frame
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, PosteriorWarning
 from bayesgmm.labelfree import label_free
-from bayesgmm.rows import why_refused
 
 ORDER = np.array([[0, 1], [1, 0], [0, 1], [1, 0]])  # of the components in each chain
 X = np.random.default_rng(0).normal(size=(40, 1)) + np.repeat([0.0, 6.0], [25, 15])[:, None]
@@ -219,6 +219,61 @@ class TestSummary:
             assert not any(name.startswith("mean[") for name in table.index)
             free = label_free(*(part["posterior"][n].to_numpy() for n in tree.DIMS))
             assert table.loc["between[x1]", "mean"] == pytest.approx(free["between"].mean())
+
+
+class TestPredictions:
+    """What is of single components is refused as in a summary; what has no labels is not."""
+
+    VERBS = (bg.predict_proba, bg.predict, bg.responsibilities)
+
+    @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+    def test_ambiguous_components_have_no_probabilities(self, verb: Any) -> None:
+        with pytest.raises(
+            ArgumentError, match=r"^fit: has no .* 20\.0% of the draws .* coclustering or partition"
+        ):
+            verb(refused(), X)
+        found, sure = verb(refused(), X, allow_ambiguous=True), verb(labelled(arrays(), X), X)
+        assert_array_equal(
+            found.to_array() if hasattr(found, "to_array") else found,
+            (sure.to_array() if hasattr(sure, "to_array") else sure),
+        )
+
+    @pytest.mark.parametrize(("share", "is_shown"), [(0.0, True), (0.05, True), (0.051, False)])
+    def test_the_threshold_is_the_summary_s(self, share: float, is_shown: bool) -> None:
+        fit = refused(share)
+        if is_shown:
+            assert bg.predict(fit, X).nunique() == 2
+        else:
+            with pytest.raises(ArgumentError, match=r"^fit: has no probabilities"):
+                bg.predict(fit, X)
+
+    def test_one_draw_averages_nothing(self) -> None:
+        one = refused(1.0).isel(chain=[0], draw=[0], missing_dims="ignore")
+        assert bg.predict_proba(one, X).shape == (40, 2)
+
+    def test_what_has_no_labels_is_the_same_whatever_they_are(self) -> None:
+        """With the labels of every other draw exchanged: densities, regression, co-clustering."""
+        values = arrays(draws=50)
+        both = {
+            "weight": values["weight"],
+            "mean": np.concatenate([values["mean"], 0.5 * values["mean"]], axis=-1),
+            "covariance": values["covariance"] * np.array([[1.0, 0.3], [0.3, 1.0]]),
+        }
+        order = np.broadcast_to([0, 1], (4, 50, 2)).copy()
+        order[:, ::2] = [1, 0]
+        rows = np.column_stack([X, 0.5 * X[::-1]])
+        one, other = labelled(both, rows), labelled(permuted(both, order), rows)
+        put(other, "labels", "margin", np.zeros((4, 50)))
+        assert_allclose(bg.score(one, rows), bg.score(other, rows), rtol=1e-12)
+        for a, b in zip(
+            bg.regress(one, rows, ["x1"], covariance=True),
+            bg.regress(other, rows, ["x1"], covariance=True),
+            strict=True,
+        ):
+            assert_allclose(a, b, rtol=1e-11)
+        assert_allclose(bg.coclustering(one), bg.coclustering(other), rtol=1e-12)
+        with pytest.raises(ArgumentError, match=r"^fit: has no probabilities"):
+            bg.predict_proba(other, rows)
 
 
 def quiet(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,12 +18,7 @@ from models import posterior, table
 from scipy import stats
 
 import bayesgmm as bg
-from bayesgmm.errors import (
-    ArgumentError,
-    BayesgmmWarning,
-    NotYetSupportedError,
-    PosteriorWarning,
-)
+from bayesgmm.errors import ArgumentError, BayesgmmWarning, PosteriorWarning
 from bayesgmm.evidence import loo as module
 from bayesgmm.evidence.sensitivity import CONFLICT, STRONG
 
@@ -254,12 +249,6 @@ class TestPit:
             assert stats.kstest(found[part, 0], "uniform").pvalue > 1e-4
             assert found[part, 0].min() < 0.1
             assert found[part, 0].max() > 0.9
-
-    def test_noise_is_not_done_yet(self) -> None:
-        spec = bg.GaussianMixture(1, "VVI", noise=True)
-        post = laplace(1, "VVI", table("faithful"), 200, spec=spec)
-        with pytest.raises(NotYetSupportedError, match=r"^post: has a noise component"):
-            bg.loo_pit(post)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class TestDensity:
             group.assign(weight=0.9 * group["weight"], noise_weight=share)
         )
         noisy.attrs["noise"] = '{"log_volume": 5.0, "corner": null, "edges": null}'
-        with pytest.raises(NotYetSupportedError, match=r"^fit: has a noise component"):
+        with pytest.raises(ArgumentError, match=r"^fit: has noise of a given volume"):
             bg.predictive_density(noisy, columns="waiting")
         both = bg.predictive_density(noisy)["mean"]
         without = 0.9 * bg.predictive_density(post)["mean"] + 0.1 * np.exp(-5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pint
@@ -14,7 +15,8 @@ import xarray as xr
 
 import bayesgmm as bg
 from bayesgmm.data.observations import read
-from bayesgmm.errors import ColumnNameError
+from bayesgmm.display.words import format_table, to_frame
+from bayesgmm.errors import ArgumentError, ColumnNameError
 
 UNITS = pint.UnitRegistry()
 
@@ -75,3 +77,92 @@ def test_a_fit_knows_its_units_and_refuses_others(tmp_path: Path) -> None:
         ColumnNameError, match=r"'a' is in centimeter, .* in meter; .*to\('meter'\)"
     ):
         bg.score(again, X.assign(a=X["a"].pint.to("cm")))
+
+
+def in_units() -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 3)) + np.repeat([0.0, 6.0], 200)[:, None]
+    frame = pd.DataFrame(x, columns=["length", "speed", "plain"])
+    return frame.astype({"length": "pint[cm]", "speed": "pint[m/s]"})
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[str, xr.DataTree]:
+    """A fit of either engine, and replicates."""
+    spec, x = bg.GaussianMixture(2, "VVV"), in_units()
+    mle = bg.fit_em(spec, x, random_seed=1, n_starts=2)
+    return {
+        "mle": mle,
+        "laplace": bg.fit_laplace(spec, x, mle=mle, draws=1000, random_seed=1),
+        "bootstrap": bg.bootstrap(mle, draws=60, random_seed=1),
+    }
+
+
+@pytest.mark.parametrize("which", ["laplace", "bootstrap"])
+class TestShown:
+    def test_every_parameter_has_its_own(self, fits: dict[str, xr.DataTree], which: str) -> None:
+        found = bg.compare(fits["mle"], fits[which])
+        unit = found["unit"].to_series()
+        assert unit["weight[0]"] == ""
+        assert unit["mean[1, length]"] == "centimeter"
+        assert UNITS(unit["covariance[0, length, length]"]) == UNITS("cm") ** 2
+        assert UNITS(unit["covariance[0, length, speed]"]) == UNITS("cm") * UNITS("m/s")
+        assert UNITS(unit["covariance[1, speed, speed]"]) == UNITS("m/s") ** 2
+        assert unit["covariance[1, speed, plain]"] == ""  # unknown as that of the column
+        assert bg.compare(fits["mle"], fits[which]).to_dataframe()["unit"].tolist() == list(unit)
+        assert to_frame(found).loc["mean[0, speed]", "unit"] == "meter / second"
+
+    def test_tables_pictures_and_the_page_say_them(
+        self, fits: dict[str, xr.DataTree], which: str, tmp_path: Path
+    ) -> None:
+        mle, post = fits["mle"], fits[which]
+        comparison = bg.compare(mle, post)
+        assert "mean[0, length] (centimeter)" in format_table(comparison, width=200)
+        drawn = bg.plot_compare(comparison)
+        texts = [t.get_text() for t in drawn.figure.findobj(match=mpl.text.Text)]
+        assert sum(t.endswith(") centimeter ** 2") for t in texts) == 4  # two fits, two components
+        axes = bg.plot_density(mle, post).axes
+        labels = {ax.get_xlabel() for ax in axes} | {ax.get_ylabel() for ax in axes}
+        assert {"length (centimeter)", "speed (meter / second)", "plain"} <= labels
+        page = bg.report(comparison, tmp_path / "r.html", mle=mle, post=post).read_text()
+        assert '<th scope="row">length (centimeter)</th>' in page
+        assert '<th scope="row">mean[0, speed] (meter / second)</th>' in page
+
+    def test_they_stay_with_a_part(self, fits: dict[str, xr.DataTree], which: str) -> None:
+        post = fits[which]
+        assert bg.summary(bg.marginal(post, ["speed"])).attrs["units"] == {
+            "speed": "meter / second"
+        }
+        other = bg.conditional(post, {"length": 0.0})
+        assert bg.summary(other).attrs["units"] == {"speed": "meter / second"}
+        at = bg.predictive_density(post, columns=["length", "plain"])
+        assert at["x"].attrs == {"long_name": "length", "units": "centimeter"}
+        assert at["y"].attrs == {"long_name": "plain"}
+
+
+def test_more_pictures_with_units(fits: dict[str, xr.DataTree]) -> None:
+    drawn = bg.plot_labels(fits["laplace"], "mean[speed]")
+    texts = [t.get_text() for t in drawn.figure.findobj(match=mpl.text.Text)]
+    assert any("mean[speed] (meter / second)" in t for t in texts)
+    axes = bg.plot_prior(bg.GaussianMixture(1), in_units(), draws=25).axes
+    labels = [ax.get_xlabel() for ax in axes]
+    assert "length (centimeter)" in labels
+    assert "sd of speed (meter / second)" in labels
+
+
+def test_without_units_nothing_is_said_of_them() -> None:
+    x = in_units()
+    plain = x.assign(length=x["length"].pint.magnitude, speed=x["speed"].pint.magnitude)
+    spec = bg.GaussianMixture(2, "VVV")
+    mle = bg.fit_em(spec, plain.astype(float), random_seed=1, n_starts=2)
+    post = bg.fit_laplace(spec, plain.astype(float), mle=mle, draws=1000, random_seed=1)
+    assert "unit" not in bg.compare(mle, post).coords
+    labels = {ax.get_xlabel() for ax in bg.plot_density(mle, post).axes}
+    assert {"length", "speed", "plain"} <= labels
+
+
+def test_fits_in_other_units_are_not_compared(fits: dict[str, xr.DataTree]) -> None:
+    other = fits["laplace"].copy()
+    other.attrs["units"] = other.attrs["units"].replace("centimeter", "inch")
+    with pytest.raises(ArgumentError, match=r"^post: .*'length' is in inch, but in centimeter"):
+        bg.compare(fits["mle"], other)

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bayesgmm.allocation.drawn import MOST, NUMBERS, ask, row_names, warn_if_ambiguous
+from bayesgmm.allocation.drawn import (
+    MOST,
+    NUMBERS,
+    ask,
+    row_names,
+    warn_if_ambiguous,
+    with_draws,
+)
+from bayesgmm.ambiguity import refuse_ambiguous
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
@@ -36,6 +44,7 @@ def responsibilities(
     draws: int | None = None,
     missing: Missing = "error",
     keep_draws: bool = False,
+    allow_ambiguous: bool = False,
 ) -> xr.Dataset:
     """Return the posterior of every row's responsibilities: mean, sd and equal-tailed interval.
 
@@ -55,6 +64,8 @@ def responsibilities(
     keep_draws : bool
         Whether to return also the responsibilities in every draw. Else memory does not grow with
         rows times draws.
+    allow_ambiguous : bool
+        As in `predict_proba`.
 
     Returns
     -------
@@ -70,7 +81,7 @@ def responsibilities(
         If columns are missing or unexpected, or cells are not finite numbers.
     ArgumentError
         If an argument is wrong, the fit is a point estimate, or more than 2^27 numbers would be
-        kept.
+        kept; if labels are ambiguous in more than 5 % of the draws.
 
     Warns
     -----
@@ -78,6 +89,9 @@ def responsibilities(
         With code ambiguous-labels, where that is the fit's verdict.
     """
     check_prob(ci_prob)
+    with_draws(fit)
+    if not allow_ambiguous:
+        refuse_ambiguous(fit, "responsibilities of single components")
     asked = ask(fit, X, draws, missing)
     size = asked.n * asked.s * asked.k
     if keep_draws and size > MOST:

@@ -41,6 +41,17 @@ def without_units(X: Any) -> tuple[Any, Units]:
     return (X.magnitude, str(X.units)) if _is_quantity(X) else (X, {})
 
 
+def product(first: str, second: str) -> str:
+    """Return the unit of a product, as Pint reads it, of units of which none is empty."""
+    one, other = (f"({u})" if " " in u else u for u in (first, second))
+    return f"{one} ** 2" if first == second else f"{one} * {other}"
+
+
+def with_unit(name: str, unit: str) -> str:
+    """Return a name with its unit behind it, if it has one."""
+    return f"{name} ({unit})" if unit else name
+
+
 def _is_quantity(X: Any) -> bool:
     """Whether this is one of Pint's arrays; of others whose attributes are anything, none is."""
     return isinstance(getattr(type(X), "magnitude", None), property) and hasattr(X, "units")

@@ -11,7 +11,7 @@ import xarray as xr
 from bayesgmm.display.words import SIDES
 from bayesgmm.rows import alignment_of, error_method, has_draws
 from bayesgmm.streams import Rows
-from bayesgmm.tree import names_of, spec_of
+from bayesgmm.tree import names_of, spec_of, units_of
 
 CRITERIA = ("loglik", "aic", "bic", "icl", "n_params")
 LOO = ("elpd_loo", "elpd_loo_se", "p_loo", "pareto_k_max", "pareto_k_bad")
@@ -107,6 +107,7 @@ def _describe_data(fit: xr.DataTree) -> dict[str, Any]:
         "n": len(x),
         "total_weight": float(fit["constant_data"]["sample_weight"].to_numpy().sum()),
         "names": list(names_of(fit)),
+        "units": units_of(fit),
         # Of what is observed, where values are missing.
         "mean": mean.tolist(),
         "sd": np.sqrt(square * count / (count - 1.0)).tolist(),

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from bayesgmm import labels
+from bayesgmm.ambiguity import ambiguous_of, why_refused
 from bayesgmm.display.about import attributes
 from bayesgmm.display.reasons import Evidence, ambiguous_labels, explain
 from bayesgmm.errors import ArgumentError
@@ -30,7 +31,6 @@ from bayesgmm.labelfree import label_free
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.rows import (
     Row,
-    ambiguous_of,
     are_independent,
     check_prob,
     draws_of,
@@ -43,10 +43,10 @@ from bayesgmm.rows import (
     standard_errors,
     summarise_draws,
     take,
+    unit_of,
     wald_interval,
-    why_refused,
 )
-from bayesgmm.tree import DIMS, components, names_of, spec_of, whole
+from bayesgmm.tree import DIMS, components, names_of, spec_of, units_of, whole
 
 _COORDINATES = ("label", "variable", "cluster", "feature", "feature_bis")
 _MEASURED = ("estimate", "se", "z", "sd_ratio", "overlap", "r_hat")
@@ -77,16 +77,17 @@ def compare(
     Dataset
         One row for every parameter that is free in one of the fits, dimension ``parameter``, with
         coordinates ``label, variable, cluster, feature, feature_bis``
-        (cluster -1: common to all), and variables ``estimate, se, wald_lower, wald_upper, mean, sd,
-        mcse, median, eti_lower, eti_upper, z, sd_ratio, overlap, r_hat, ess_bulk, ess_tail, agree,
-        reason``, in units of the data. Attributes hold the log-likelihoods, criteria, verdicts
-        and all else that a report needs; they and the rest survive NetCDF.
+        (cluster -1: common to all) and, if columns came with units, ``unit``; and variables
+        ``estimate, se, wald_lower, wald_upper, mean, sd, mcse, median, eti_lower, eti_upper, z,
+        sd_ratio, overlap, r_hat, ess_bulk, ess_tail, agree, reason``, in units of the data.
+        Attributes hold the log-likelihoods, criteria, verdicts and all else that a report needs;
+        they and the rest survive NetCDF.
 
     Raises
     ------
     ArgumentError
-        If the fits are of different data or specifications, hold different things fixed, or do not
-        have one draw and many; if either is not a whole fit.
+        If the fits are of different data, units or specifications, hold different things fixed, or
+        do not have one draw and many; if either is not a whole fit.
 
     See Also
     --------
@@ -131,6 +132,8 @@ def compare(
         ]
     table |= {"agree": np.array([not text for text in reason]), "reason": np.array(reason)}
     text = {name: np.array([getattr(row, name) for row in rows]) for name in _COORDINATES}
+    units = units_of(mle) | units_of(post)
+    text |= {"unit": np.array([unit_of(row, units) for row in rows])} if units else {}
     return xr.Dataset(
         {name: ("parameter", value) for name, value in table.items()},
         coords={name: ("parameter", value) for name, value in text.items()}
@@ -171,6 +174,14 @@ def _check_comparable(mle: xr.DataTree, post: xr.DataTree) -> None:
         if one != other:
             raise ArgumentError(
                 "post", f"is not comparable with mle: {what} is {other!r}, but {one!r} in mle"
+            )
+    one, other = units_of(mle), units_of(post)
+    for name in one.keys() & other.keys():
+        if one[name] != other[name]:
+            raise ArgumentError(
+                "post",
+                f"is not comparable with mle: column {name!r} is in {other[name]}, but in "
+                f"{one[name]} in mle",
             )
 
 

@@ -216,10 +216,12 @@ def _forest(shown: xr.Dataset, figsize: tuple[float, float], backend: str) -> An
 def _write_values(forest: Any, shown: xr.Dataset) -> None:
     """Write the values in units of the data beside the intervals."""
     values = np.empty((len(_DRAWN), shown.sizes["parameter"]), dtype=object)
+    units = shown["unit"].to_numpy() if "unit" in shown.coords else np.full(values.shape[1], "")
     for i, names in enumerate(_DRAWN.values()):
         columns = np.stack([shown[name].to_numpy() for name in (*names, "sd")], axis=1)
-        for j, (*value, unit) in enumerate(columns):
-            values[i, j] = "{} ({}, {})".format(*(format_number(v, unit) for v in value))
+        for j, (*value, sd) in enumerate(columns):
+            text = "{} ({}, {})".format(*(format_number(v, sd) for v in value))
+            values[i, j] = f"{text} {short(units[j], 24)}" if units[j] else text
     forest.map(
         visuals.annotate_xy,
         "values",

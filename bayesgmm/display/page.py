@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bayesgmm.data.units import with_unit
 from bayesgmm.display.forest import Collection, plot_compare
 from bayesgmm.display.plots import Picture, plot_density
 from bayesgmm.display.reasons import OVERLAP_LIMIT, SD_RATIO_LIMIT, Z_LIMIT
@@ -112,7 +113,7 @@ def to_html(
             data=data,
             features=[
                 [
-                    printable(name),
+                    printable(with_unit(name, data.get("units", {}).get(name, ""))),
                     *(format_number(value, sd / 10) for value in (mean, sd, low, high)),
                 ]
                 for name, mean, sd, low, high in zip(*columns, strict=True)

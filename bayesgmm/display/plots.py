@@ -20,12 +20,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from bayesgmm.data.units import with_unit
 from bayesgmm.errors import ArgumentError
-from bayesgmm.moments import Array
+from bayesgmm.moments import Array, Noise
+from bayesgmm.noise import NOISE
 from bayesgmm.prediction import Mixtures
 from bayesgmm.predictive.density import bands
 from bayesgmm.rows import check_prob, draws_of, has_draws, printable
-from bayesgmm.tree import names_of, whole
+from bayesgmm.tree import names_of, region_of, units_of, whole
 
 POSTERIOR, ESTIMATE, DATA = "#0072B2", "#D55E00", "0.6"
 STYLE: dict[Any, Any] = {
@@ -171,6 +173,11 @@ def short(name: object, length: int = 44) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def named(name: str, units: dict[str, str]) -> str:
+    """Return a column's name for an axis, with its unit if it came with one."""
+    return with_unit(short(name), short(units.get(name, ""), 24))
+
+
 def _few(n: int, wanted: int) -> NDArray[np.intp]:
     """Return positions of evenly spaced items."""
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.intp))
@@ -183,12 +190,19 @@ def _some_draws(fit: xr.DataTree, wanted: int) -> dict[str, Array]:
     return {name: a[which] for name, a in flat.items()}
 
 
-def _column(draws: dict[str, Array], f: int) -> Mixtures:
-    """Return the mixtures that feature f follows by itself, of components without noise."""
+def _column(fit: xr.DataTree, wanted: int, f: int) -> Mixtures:
+    """Return the mixtures that feature f follows by itself in some draws.
+
+    With noise, if that is uniform in it; else of the components alone.
+    """
+    draws, region = _some_draws(fit, wanted), region_of(fit)
     variance = draws["covariance"][..., f, f, None, None]
-    return Mixtures(
-        draws["weight"], draws["mean"][..., f, None], variance, 1.0 / np.sqrt(variance), ("",)
-    )
+    noise: tuple[Noise, ...] | None = None
+    if region is not None and region.log_edges is not None:
+        own = region.of([f], len(names_of(fit)))
+        noise = tuple(map(own.noise, draws[NOISE].tolist()))
+    mean = draws["mean"][..., f, None]
+    return Mixtures(draws["weight"], mean, variance, 1.0 / np.sqrt(variance), ("",), noise)
 
 
 def _observed(fit: xr.DataTree) -> tuple[Array, Array]:
@@ -206,7 +220,7 @@ def _curves(ax: Axes, mle: xr.DataTree, post: xr.DataTree, f: int, ci_prob: floa
     ax.plot(x[_few(len(x), _MOST_POINTS)], np.zeros(min(len(x), _MOST_POINTS)), "|", color=DATA)
     margin = 0.05 * (x.max() - x.min())
     at = np.linspace(x.min() - margin, x.max() + margin, 400)
-    found = bands(_column(_some_draws(post, _CURVES), f), at[:, None], ci_prob)
+    found = bands(_column(post, _CURVES, f), at[:, None], ci_prob)
     level = f"{100 * ci_prob:g} %"
     ax.fill_between(
         at,
@@ -218,10 +232,10 @@ def _curves(ax: Axes, mle: xr.DataTree, post: xr.DataTree, f: int, ci_prob: floa
         label=f"posterior density, {level} ETI",
     )
     ax.plot(at, found["mean"], color=POSTERIOR, lw=1.6, label="posterior mean of the density")
-    estimate = bands(_column(_some_draws(mle, 1), f), at[:, None], ci_prob)["mean"]
+    estimate = bands(_column(mle, 1, f), at[:, None], ci_prob)["mean"]
     ax.plot(at, estimate, color=ESTIMATE, lw=1.6, ls="--", label="density of the point estimate")
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel(short(name), parse_math=False)
+    ax.set_xlabel(named(name, units_of(post) or units_of(mle)), parse_math=False)
     ax.set_ylabel("density")
 
 
@@ -246,6 +260,7 @@ def _ellipses(
     one.set_label("point estimate, 95 % of each component")
     ax.add_collection(one)
     ax.autoscale_view()
-    names = names_of(post)
-    ax.set_xlabel(short(names[pair[0]]), parse_math=False)
-    ax.set_ylabel(short(names[pair[1]]), parse_math=False)
+    units = units_of(post) or units_of(mle)
+    first, second = (named(names_of(post)[f], units) for f in pair)
+    ax.set_xlabel(first, parse_math=False)
+    ax.set_ylabel(second, parse_math=False)

@@ -13,6 +13,8 @@ from arviz import visuals
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from numpy.typing import NDArray
 
+from bayesgmm.ambiguity import ambiguous_of
+from bayesgmm.data.units import with_unit
 from bayesgmm.display.forest import Collection
 from bayesgmm.display.plots import STYLE, short
 from bayesgmm.errors import ArgumentError
@@ -21,14 +23,14 @@ from bayesgmm.moments import Array
 from bayesgmm.rows import (
     Row,
     alignment_of,
-    ambiguous_of,
     draws_of,
     has_draws,
     parameters_by_component,
     raw_draws,
     take,
+    unit_of,
 )
-from bayesgmm.tree import whole
+from bayesgmm.tree import units_of, whole
 
 # Okabe & Ito's colours, in an order in which neighbours differ in lightness, too.
 _COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442")
@@ -95,7 +97,8 @@ def plot_labels(
         drawn = _collection(values, at, list(both), fit, figsize, backend)
         low, high = np.nanmin(values), np.nanmax(values)
         _mark(drawn, unsure, at, float(low - 0.06 * (high - low)))
-        _write(drawn, short(name), fit, list(both))
+        text = with_unit(short(name), short(unit_of(rows[0], units_of(fit)), 24))
+        _write(drawn, text, fit, list(both))
         if backend == "none":
             return drawn
         # ArviZ draws by pyplot, which would show the figure a second time and keep it forever.

@@ -135,6 +135,7 @@ def plot_responsibilities(
     *,
     ci_prob: float = 0.95,
     draws: int | None = None,
+    allow_ambiguous: bool = False,
     figsize: tuple[float, float] | None = None,
 ) -> Picture:
     """Draw the probability of every row's most probable component, with its interval.
@@ -152,6 +153,8 @@ def plot_responsibilities(
         Probability of the equal-tailed intervals.
     draws : int, optional
         Use only this many, evenly spaced. Default: all.
+    allow_ambiguous : bool
+        As in `responsibilities`.
     figsize : (width, height), optional
         In inches.
 
@@ -169,7 +172,7 @@ def plot_responsibilities(
     PosteriorWarning
         With code ambiguous-labels, where that is the fit's verdict.
     """
-    found = responsibilities(fit, X, ci_prob=ci_prob, draws=draws)
+    found = responsibilities(fit, X, ci_prob=ci_prob, draws=draws, allow_ambiguous=allow_ambiguous)
     mean = found["mean"].to_numpy()
     best = mean.argmax(axis=1)
     own = (np.arange(len(best)), best)

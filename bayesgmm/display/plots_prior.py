@@ -12,7 +12,7 @@ from scipy.stats import gaussian_kde, norm
 
 from bayesgmm.arguments import whole_number
 from bayesgmm.data.observations import Data, read_for
-from bayesgmm.display.plots import DATA, POSTERIOR, STYLE, Picture, short
+from bayesgmm.display.plots import DATA, POSTERIOR, STYLE, Picture, named
 from bayesgmm.em.fit import seed_of
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
@@ -109,7 +109,7 @@ def _density(ax: Axes, data: Data, drawn: dict[str, Array], f: int) -> None:
     lines[0].set_label(f"densities of {_LINES} draws of the prior")
     ax.plot(at, each.mean(axis=0), color=POSTERIOR, lw=2.0, label="prior predictive density")
     ax.set_ylim(0.0, 1.3 * max(float(np.max(height)), each.mean(axis=0).max()))
-    ax.set_xlabel(short(data.names[f]), parse_math=False)
+    ax.set_xlabel(named(data.names[f], data.units), parse_math=False)
 
 
 def _sd(ax: Axes, data: Data, drawn: dict[str, Array], f: int) -> None:
@@ -127,4 +127,4 @@ def _sd(ax: Axes, data: Data, drawn: dict[str, Array], f: int) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter("{x:g}")
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel(f"sd of {short(data.names[f])}", parse_math=False)
+    ax.set_xlabel(f"sd of {named(data.names[f], data.units)}", parse_math=False)

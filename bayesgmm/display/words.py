@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bayesgmm.data.units import with_unit
 from bayesgmm.errors import ArgumentError
 from bayesgmm.labels import AMBIGUOUS
 
@@ -27,6 +28,7 @@ def to_frame(comparison: xr.Dataset) -> pd.DataFrame:
     frame = comparison.to_dataframe().reset_index(drop=True).set_index("label")
     frame.attrs = {name: comparison.attrs[name] for name in ("ci_prob", "ci_kind")}
     first = ["variable", "cluster", "feature", "feature_bis"]
+    first += ["unit"] if "unit" in frame else []
     return frame[first + [name for name in frame if name not in first]]
 
 
@@ -145,7 +147,11 @@ def format_rows(comparison: xr.Dataset) -> tuple[list[str], list[list[str]]]:
                 return "–"
             return " to ".join(format_number(end, unit) for end in ends)
 
-        line = [row["label"], format_number(row["estimate"], unit), interval("wald")]
+        line = [
+            with_unit(row["label"], row.get("unit", "")),
+            format_number(row["estimate"], unit),
+            interval("wald"),
+        ]
         line += [format_number(row["mean"], unit), interval("eti")]
         line += [format_number(row[name], 0.1) for name in ("z", "sd_ratio", "overlap")]
         line += [format_number(row["r_hat"], 0.01)]

@@ -298,7 +298,9 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
     Raises
     ------
     NotYetSupportedError
-        For noise together with fixed weights, or of a given volume with missing values.
+        For noise together with fixed weights.
+    ArgumentError
+        For noise of a given volume with missing values: of single columns it says nothing.
     """
     if not spec.has_noise:
         return None
@@ -306,13 +308,14 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
         raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
     if isinstance(spec.noise, float):
         if not data.is_complete:
-            raise NotYetSupportedError(
+            raise ArgumentError(
                 "noise",
                 "of a given volume says nothing of single columns, which missing='marginalise' "
-                "needs; use noise=True, whose box is along the columns, or missing='drop'",
+                "needs; use noise='columns', whose box is along the columns, or missing='drop'",
             )
         return Region(math.log(spec.noise))
-    return region_around(Rows(data.values, data.weight), data.center)
+    is_along = spec.noise == "columns"
+    return region_around(Rows(data.values, data.weight), data.center, along_columns=is_along)
 
 
 def seed_of(random_seed: int | None) -> int:

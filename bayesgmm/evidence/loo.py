@@ -4,7 +4,10 @@ Given the other rows, draw s has the weight :math:`1 / p(x_n \mid \theta_s)`, sm
 
 .. math:: \mathrm{elpd}_n = \log \sum_s w_{ns} \, p(x_n \mid \theta_s), \qquad
           \mathrm{PIT}_{nf} = \sum_s w_{ns} \sum_k \pi_{ks} \,
-          \Phi\!\left( \frac{x_{nf} - \mu_{ksf}}{\sigma_{ksf}} \right).
+          \Phi\!\left( \frac{x_{nf} - \mu_{ksf}}{\sigma_{ksf}} \right),
+
+to which noise in a box along the columns adds :math:`\pi_{0s}` times the part of the box's side
+that is below :math:`x_{nf}`.
 
 Log-likelihoods are computed for some rows and all draws, used, and discarded: memory is a block
 times the draws, whatever the number of rows.
@@ -36,9 +39,11 @@ from bayesgmm.arguments import whole_number
 from bayesgmm.checks import Check, Limit, Verdict, warn
 from bayesgmm.data.observations import Data
 from bayesgmm.em.result import plain_index
-from bayesgmm.errors import ArgumentError, NotYetSupportedError, PosteriorWarning
+from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.evidence.source import posterior_of, source_of
+from bayesgmm.groups import with_noise_last
 from bayesgmm.moments import UNWEIGHTED, Array
+from bayesgmm.noise import NOISE, refuse_single_columns
 from bayesgmm.numeric import kernel_ops
 from bayesgmm.rows import draws_of
 from bayesgmm.target.density import Target
@@ -123,31 +128,39 @@ def loo_pit(post: xr.DataTree, *, threads: int | None = None) -> xr.Dataset:
 
     Raises
     ------
-    ArgumentError, NotYetSupportedError
-        As `loo`; for a noise component.
+    ArgumentError
+        As `loo`; if noise is not uniform in single columns
+        (`bayesgmm.noise.refuse_single_columns`).
     """
     if threads is not None:
         whole_number("threads", threads, least=1)
     fit, source = posterior_of("post", post), source_of("post", post)
-    if source.spec.has_noise:
-        raise NotYetSupportedError(
-            "post", "has a noise component, whose columns have no distribution of their own yet"
-        )
+    region = source.target.space.region
+    if region is not None:
+        refuse_single_columns("post", region)
     draws = _flat(draws_of(fit))
     efficiency = relative_efficiency(fit["posterior"].to_dataset())
 
     def one(rows: Data, loglik: Array, share: Array) -> Array:
         weight = np.exp(_smoothed(loglik, share, efficiency)[0])
         # Rows of which something is known: predicted given that.
-        plausible = rows.probability if len(rows.probability) else np.ones((1, source.pivot.k))
+        k = source.pivot.k
+        plausible = rows.probability if len(rows.probability) else np.ones((1, k))
         total = plausible @ draws["weight"].T
+        of_noise = np.zeros((1, 1))
+        if region is not None:
+            plausible = with_noise_last(plausible)
+            of_noise = plausible[:, k, None] * draws[NOISE]
+            total = plausible[:, :k] @ draws["weight"].T + of_noise
         found = np.empty(rows.values.shape)
         for f in range(rows.d):
             below = np.zeros(loglik.shape)
-            for k in range(source.pivot.k):
-                sd = np.sqrt(draws["covariance"][:, k, f, f])
-                z = (rows.values[:, f, None] - draws["mean"][:, k, f]) / sd
-                below += plausible[:, k, None] * draws["weight"][:, k] * ndtr(z)
+            if region is not None:
+                below += of_noise * region.below(rows.values[:, f, None], f)
+            for j in range(k):
+                sd = np.sqrt(draws["covariance"][:, j, f, f])
+                z = (rows.values[:, f, None] - draws["mean"][:, j, f]) / sd
+                below += plausible[:, j, None] * draws["weight"][:, j] * ndtr(z)
             found[:, f] = (weight * below / total).sum(axis=1)
         return np.clip(found, 0.0, 1.0)
 

@@ -18,7 +18,8 @@ with VVV, the best of five searches (0 to 24 starts) was above that of 4 starts 
 meant to keep the level and costs power; raise ``n_starts`` where that matters.
 
 **What is known.**  Replicates miss the cells that the data miss, and know the labels that are known
-there.  With equal weights K components are no special case of K + 1, and the statistic may be
+there.  Noise is in both sizes and has the region that the data gave it, from which replicates draw
+theirs.  With equal weights K components are no special case of K + 1, and the statistic may be
 negative; that its distribution is simulated makes it a test of K all the same (Cox 1961).
 
 References
@@ -56,12 +57,13 @@ from bayesgmm.em.multistart import is_interrupted, search, workers
 from bayesgmm.em.result import package_version, versions
 from bayesgmm.em.search import BRIEF, in_order
 from bayesgmm.em.start import Start, starts
-from bayesgmm.errors import ArgumentError, FitWarning, NotYetSupportedError, NumericalError
+from bayesgmm.errors import ArgumentError, FitWarning, NumericalError
 from bayesgmm.inference.estimate import Estimate, estimate_of
 from bayesgmm.inference.replicates import each, generators, simulated
 from bayesgmm.information.fixed import Fixed, equal_weights, is_for_any_size
 from bayesgmm.mixture import GaussianMixture
-from bayesgmm.moments import Array, Parameters
+from bayesgmm.moments import Array, Noise, Parameters
+from bayesgmm.noise import SHARE, Region, with_noise
 
 TOL = 1e-3  # standard errors; the log-likelihood is then right to 1e-6
 N_FINISH = 3  # short runs that go on to their end
@@ -159,7 +161,10 @@ def bootstrap_lrt(
     last = first + 1 if max_components is None else max_components
     whole_number("max_components", last, least=first + 1)
     sizes = range(first, last)
-    how = _How(spec.covariance, n_starts, threads, estimate.held is not None)
+    region, noise = tree.region_of(estimate.fit), estimate.parameters.noise
+    noise = noise and replace(noise, weight=SHARE)
+    has_equal_weights = estimate.held is not None
+    how = _How(spec.covariance, n_starts, threads, has_equal_weights, noise, region)
     smaller = estimate.parameters
     tests: list[_Test] = []
     for k, child in zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), strict=True):
@@ -207,8 +212,13 @@ def _null(null: Any, X: Any, given: dict[str, Any], fit: Any) -> Estimate:
         name = "X" if X is not None else next(iter(given))
         raise ArgumentError(name, "is the fit's, as all that is said of its rows; leave it out")
     found = estimate_of(null)
-    if found.parameters.noise is not None:
-        raise NotYetSupportedError("null", "has a noise component, which is not tested with yet")
+    region = tree.region_of(null)
+    if region is not None and region.corner is None:
+        raise ArgumentError(
+            "null",
+            "has noise of a given volume: where it is nobody knows, so that no replicates can be "
+            "drawn; fit with noise=True",
+        )
     if null.attrs["estimate"] != "mle":
         raise ArgumentError("null", "is no maximum-likelihood fit: its ratio has another meaning")
     if found.held is not None and not found.held.is_equal_weights:
@@ -225,6 +235,8 @@ class _How:
     n_starts: int
     threads: int | None
     has_equal_weights: bool = False
+    noise: Noise | None = None  # with which starts begin
+    region: Region | None = None  # where it is, in the data and in all replicates
 
     @property
     def methods(self) -> list[str]:
@@ -288,7 +300,7 @@ def _test(
     rngs, known = generators(seed, draws), _of_size(data, k)
 
     def one(i: int, stop: Event) -> _Pair | None:
-        replicate = simulated(known, rngs[i], pair.smaller.parameters)
+        replicate = simulated(known, rngs[i], pair.smaller.parameters, how.region)
         return _pair(replicate, how, pair.smaller.parameters, rngs[i], stop)
 
     n_workers = workers(data.n, data.d, k + 1, draws, how.threads)
@@ -306,7 +318,10 @@ def _pair(
         if k == 1 or not how.methods:
             return first
         more = starts(some, how.family, k, start=how.methods, n_starts=1, rng=rng)
-        return first + in_order(more, some, how.family, how.fixed(k, data.d))
+        return first + [
+            replace(one, parameters=with_noise(one.parameters, how.noise))
+            for one in in_order(more, some, how.family, how.fixed(k, data.d))
+        ]
 
     k = null.k
     few, many = (_of_size(data, j) for j in (k, k + 1))

@@ -184,6 +184,7 @@ def bootstrap(
         "of": fit.attrs["estimate"],
         "spec": fit.attrs["spec"],
         "noise": fit.attrs.get("noise", ""),
+        "units": fit.attrs.get("units", "{}"),
         "fixed": fit.attrs.get("fixed", ""),
         "fingerprint": fit.attrs["fingerprint"],
         "stop_reason": "completed" if len(found) == draws else "interrupted",

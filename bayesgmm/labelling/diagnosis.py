@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from bayesgmm import tree
+from bayesgmm.ambiguity import ambiguous_of, why_refused
 from bayesgmm.errors import ArgumentError
 from bayesgmm.labels import AMBIGUOUS_LABELS
 from bayesgmm.moments import Array
@@ -17,7 +18,6 @@ from bayesgmm.posterior.verdict import RHAT, diagnostics
 from bayesgmm.rows import (
     Row,
     alignment_of,
-    ambiguous_of,
     are_independent,
     draws_of,
     has_draws,
@@ -26,7 +26,6 @@ from bayesgmm.rows import (
     parameter_rows,
     raw_draws,
     take,
-    why_refused,
 )
 
 COLUMNS = ("raw", "aligned", "label-free")

@@ -14,11 +14,13 @@ import numpy as np
 import xarray as xr
 
 from bayesgmm.allocation.drawn import NUMBERS, with_draws
-from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError
+from bayesgmm.errors import ArgumentError, ColumnNameError
 from bayesgmm.moments import Array
 from bayesgmm.numeric import kernel
+from bayesgmm.partitioned import taken
 from bayesgmm.prediction import Draws, Mixtures, by_pattern, mixtures_of
 from bayesgmm.rows import check_prob
+from bayesgmm.tree import region_of, units_of
 
 _AXES = ("x", "y")
 _POINTS = (400, 60)  # of an axis, for one column and for two
@@ -55,7 +57,8 @@ def predictive_density(
     -------
     Dataset
         ``mean``, ``sd``, ``eti_lower`` and ``eti_upper`` of the density over the draws, (x,) or
-        (x, y); the coordinates are the points, and their ``long_name`` the columns.
+        (x, y); the coordinates are the points, and their ``long_name`` the columns, with
+        ``units`` where these came with one.
 
     Raises
     ------
@@ -63,9 +66,8 @@ def predictive_density(
         If a column is not one of the mixture's.
     ArgumentError
         If an argument is wrong: not one or two columns, points that are not finite numbers in one
-        dimension, or a fit that is a point estimate.
-    NotYetSupportedError
-        If the fit has a noise component, of which single columns have no density here.
+        dimension, or a fit that is a point estimate; or if noise is not uniform in these columns
+        (`bayesgmm.noise.refuse_single_columns`).
     """
     check_prob(ci_prob)
     with_draws(fit)
@@ -78,18 +80,18 @@ def predictive_density(
         given = [grid[name] for name in names] if isinstance(grid, Mapping) else [grid]
         points = [_points(name, value) for name, value in zip(names, given, strict=True)]
     if names != mixture.names:
-        if mixture.noise is not None:
-            raise NotYetSupportedError(
-                "fit", "has a noise component, of which some columns alone have no density here yet"
-            )
+        region = region_of(fit)
+        if region is not None:
+            region.of(kept, len(mixture.names))  # or it is refused
         mixture = marginal(mixture, kept)
+    unit = {name: {"units": text} for name, text in units_of(fit).items()}
     shape = tuple(map(len, points))
     rows = np.stack(np.meshgrid(*points, indexing="ij"), axis=-1).reshape(-1, len(kept))
     axes = _AXES[: len(kept)]
     return xr.Dataset(
         {name: (axes, v.reshape(shape)) for name, v in bands(mixture, rows, ci_prob).items()},
         coords={
-            axis: (axis, value, {"long_name": name})
+            axis: (axis, value, {"long_name": name} | unit.get(name, {}))
             for axis, value, name in zip(axes, points, names, strict=True)
         },
         attrs={"ci_kind": "eti", "ci_prob": ci_prob},
@@ -111,7 +113,7 @@ def bands(mixture: Mixtures, rows: Array, ci_prob: float) -> dict[str, Array]:
 
 
 def marginal(mixture: Mixtures, kept: list[int]) -> Mixtures:
-    """Return what some columns follow by themselves, without noise."""
+    """Return what some columns follow by themselves; noise in a box along the columns, too."""
     covariance = np.ascontiguousarray(mixture.covariance[:, :, kept][..., kept])
     d = len(kept)
     whitening = kernel.factorise(covariance.reshape(-1, d, d), False)[0]
@@ -121,6 +123,7 @@ def marginal(mixture: Mixtures, kept: list[int]) -> Mixtures:
         covariance,
         whitening.reshape(covariance.shape),
         tuple(mixture.names[j] for j in kept),
+        mixture.noise and taken(mixture.noise, kept, len(mixture.names)),
     )
 
 
