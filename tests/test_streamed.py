@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -437,6 +438,61 @@ def test_nothing_as_large_as_the_data_is_in_memory() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < n * 4 * 8 / 1e6 / 3
+
+
+def test_replicates_copy_no_rows_into_memory(tmp_path: Path) -> None:
+    """Of 26 MB, not a third: what is made are weights of the rows, and parts of some size."""
+    n, d = 200_000, 16
+    spec, peak = bg.GaussianMixture(2, "VVI"), []
+    for m in (20_001, n):  # first what is compiled and imported
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            X = memory_map(tmp_path, "r", rows(m, d))
+            fit = bg.fit_em(spec, X, start="random", n_starts=1, random_seed=1)
+            tracemalloc.start()
+            for kind in ("nonparametric", "weighted"):
+                bg.bootstrap(fit, kind=kind, draws=2, audited=1, random_seed=1)
+            peak.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    # The search for starts is over as many rows in both.
+    assert peak[1] - peak[0] < n * d * 8 / 3
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("kind", ["nonparametric", "weighted"])
+def test_replicates_are_those_of_the_same_rows_in_memory(
+    kind: Any, missing: bool, tmp_path: Path
+) -> None:
+    x = rows(300)
+    if missing:
+        x[::7, 1] = np.nan
+    spec, how = bg.GaussianMixture(2, "VVV"), "marginalise" if missing else "error"
+    boots = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for X in (x, memory_map(tmp_path, "r", x)):
+            fit = bg.fit_em(spec, X, missing=how, random_seed=1, n_starts=2)
+            boots.append(bg.bootstrap(fit, kind=kind, draws=20, audited=5, random_seed=1))
+    one, other = boots
+    assert streams.is_on_disk(other["observed_data"]["x"].to_numpy())
+    for name in ("weight", "mean", "covariance"):
+        np.testing.assert_allclose(one["posterior"][name], other["posterior"][name], rtol=1e-6)
+    for name in ("reason", "higher_elsewhere"):
+        assert list(one["replicates"][name].values) == list(other["replicates"][name].values)
+    np.testing.assert_allclose(
+        one["sample_stats"]["objective"], other["sample_stats"]["objective"], rtol=1e-10
+    )
+
+
+def test_a_jackknife_leaves_out_rows_of_a_file(tmp_path: Path) -> None:
+    x = rows(60)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for X in (x, memory_map(tmp_path, "r", x)):
+            fit = bg.fit_em(bg.GaussianMixture(1, "VVV"), X)
+            found.append(bg.jackknife(fit)["standard_error"]["mean"].to_numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
 # A part of many rows, for short runs

@@ -13,7 +13,7 @@ from bayesgmm import labels, tree
 from bayesgmm.checks import Check, Limit
 from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import Run
-from bayesgmm.em.search import in_order, kinds
+from bayesgmm.em.search import SAMPLE, in_order, kinds, sampled
 from bayesgmm.em.start import Start, starts
 from bayesgmm.errors import NumericalError
 from bayesgmm.inference.ahead import ahead
@@ -21,6 +21,7 @@ from bayesgmm.inference.estimate import Estimate
 from bayesgmm.inference.replicates import climb
 from bayesgmm.moments import Array
 from bayesgmm.noise import SHARE, with_noise
+from bayesgmm.streams import is_on_disk
 
 HIGHER = 1e-3  # by so much in log-likelihood is another optimum higher
 FAILED = Limit(0.01, 0.1)  # share of replicates without an optimum
@@ -53,6 +54,11 @@ class Refit:
     def has_optimum(self) -> bool:
         """Whether the replicate ended in a usable optimum."""
         return _has_optimum(self.run)
+
+
+def _has_distinct(data: Data, k: int) -> bool:
+    x = data.x[data.weight > 0] if data.weight.size else data.x
+    return len(np.unique(x, axis=0)) >= k
 
 
 def _has_optimum(found: Run) -> bool:
@@ -105,12 +111,15 @@ def refit(
     """
     family, k, held = estimate.family, estimate.parameters.k, estimate.held
     begins = list[Start]()
-    if rng is not None and k > 1 and methods and len(np.unique(data.x, axis=0)) >= k:
-        more = starts(data, family, k, start=list(methods), n_starts=1, rng=rng)
+    # Of rows in a file, which are not copied into memory, starts look at some, as `fit_em`'s do.
+    is_large = is_on_disk(data.x) and data.n > SAMPLE
+    some = sampled(data, rng) if rng is not None and methods and is_large else data
+    if rng is not None and k > 1 and methods and _has_distinct(some, k):
+        more = starts(data, family, k, start=list(methods), n_starts=1, rng=rng, sample=some)
         noise = estimate.parameters.noise and replace(estimate.parameters.noise, weight=SHARE)
         begins = [
             replace(one, parameters=with_noise(one.parameters, noise))
-            for one in in_order(more, data, family, held)
+            for one in in_order(more, some, family, held)
         ]
 
     def go(begin: Start) -> Run:

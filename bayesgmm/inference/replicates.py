@@ -70,9 +70,9 @@ def data_of(fit: Any) -> Data:
     observed = fit["observed_data"].to_dataset()["x"].transpose("obs", "feature")
     known = fit["constant_data"].to_dataset()
     values, names = observed.to_numpy(), pd.Index(names_of(fit), dtype=object)
-    table: Any = pd.DataFrame(values, columns=names)
-    if is_on_disk(values):
-        table = of_rows(values, names)
+    # A DataFrame would copy what is in a file into memory.
+    is_file = is_on_disk(values)
+    table: Any = of_rows(values, names) if is_file else pd.DataFrame(values, columns=names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # said when the fit was made
         return read_for(
@@ -99,7 +99,13 @@ def prior_of(spec: GaussianMixture, data: Data) -> PseudoData:
 
 
 def _reweighted(data: Data, weight: Array) -> Data:
-    """Return the rows whose new weight is above 0, with it."""
+    """Return the rows whose new weight is above 0, with it.
+
+    Of rows in a file all: those of weight 0 count as absent, so that only a pass takes longer, and
+    no row is copied into memory.
+    """
+    if is_on_disk(data.x):
+        return data.with_weight(weight)
     kept = np.flatnonzero(weight > 0)
     return data.rows(kept).with_weight(weight[kept])
 
