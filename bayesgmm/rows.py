@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-import arviz as az
+import arviz_stats
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -369,11 +369,11 @@ def _diagnostics(draws: Array) -> tuple[Array, Array, dict[str, Array]]:
     chains = draws if len(draws) > 1 else draws[0, : 2 * half].reshape(2, half, -1)
     split, data = xr.Dataset({"x": (dims, chains)}), xr.Dataset({"x": (dims, draws)})
     ess = {
-        "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
-        "ess_tail": az.ess(data, method="tail", prob=(0.05, 0.95))["x"].to_numpy(),
+        "ess_bulk": arviz_stats.ess(data, method="bulk")["x"].to_numpy(),
+        "ess_tail": arviz_stats.ess(data, method="tail", prob=(0.05, 0.95))["x"].to_numpy(),
     }
     return (
-        az.mcse(data, method="mean")["x"].to_numpy(),
-        az.rhat(split)["x"].to_numpy(),
+        arviz_stats.mcse(data, method="mean")["x"].to_numpy(),
+        arviz_stats.rhat(split)["x"].to_numpy(),
         ess,
     )

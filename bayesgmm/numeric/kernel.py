@@ -14,7 +14,7 @@ from numba import njit, types
 
 from bayesgmm.numeric import onepass
 
-VERSION = 8
+VERSION = 9
 CHUNK = (
     1 << 15
 )  # observations that are added up by themselves; fixed, so that threads change no bit

@@ -14,7 +14,7 @@ from bayesgmm.numeric.kernel import VERSION, accumulate_all, factorise, rows
 
 # Numba compiles a cached function anew when its own file has changed, and those below hold copies
 # of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
-assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 9, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -80,7 +80,9 @@ def _joint(x, known, log_weight, mean, whitening):  # type: ignore[no-untyped-de
     r = np.empty((k, n))
     for j in range(k):
         one = slice(j, j + 1)
-        r[j] = rows(x, log_weight[one], mean[one], whitening[one], False)[0]
+        own = rows(x, log_weight[one], mean[one], whitening[one], False)[0]
+        for i in range(n):  # an assignment of slices takes seconds to compile
+            r[j, i] = own[i]
     density = np.empty(n)
     for i in range(n):
         top, total = -np.inf, 0.0
@@ -245,17 +247,29 @@ def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrin
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def pointwise(  # type: ignore[no-untyped-def]
-    x, weight, order, begin, observed, factor, known, log_weight, mean, covariance, diagonal
-):
-    """Weighted log-density of every row, as `known_in_part`; NaN where none exists."""
+def of_complete_rows(x, weight, log_weight, mean, covariance, diagonal):  # type: ignore[no-untyped-def]
+    """Weighted log-density of every row, of which all is observed; NaN where none exists."""
     n = x.shape[0]
     whitening, is_definite = factorise(covariance, diagonal)
     if not (is_definite and has_density(log_weight, mean)):
         return np.full(n, np.nan)
+    density = rows(x, log_weight, mean, whitening, False)[0]
+    for i in range(weight.shape[0]):
+        density[i] *= weight[i]
+    return density
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pointwise(  # type: ignore[no-untyped-def]
+    x, weight, order, begin, observed, factor, known, log_weight, mean, covariance, diagonal
+):
+    """Weighted log-density of every row, as `known_in_part`; NaN where none exists."""
     if order.shape[0] == 0:
-        density = rows(x, log_weight, mean, whitening, False)[0]
-        return density * weight if weight.shape[0] > 0 else density
+        return of_complete_rows(x, weight, log_weight, mean, covariance, diagonal)
+    n = x.shape[0]
+    _, is_definite = factorise(covariance, diagonal)
+    if not (is_definite and has_density(log_weight, mean)):
+        return np.full(n, np.nan)
     x, _ = _in_order(x, np.empty(0), order)
     density = np.empty(n)
     for i in range(observed.shape[0]):
@@ -270,7 +284,9 @@ def pointwise(  # type: ignore[no-untyped-def]
             own = rows(x[part], level, own_mean, whitening, False)[0]
         for row in range(len(own)):
             density[int(order[part.start + row])] = own[row]
-    return density * weight if weight.shape[0] > 0 else density
+    for i in range(weight.shape[0]):
+        density[i] *= weight[i]
+    return density
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -365,7 +381,9 @@ def pull_through_chart(factor, s, spectrum, below, unit, polar, slope, by_volume
     half = np.zeros((d, d))
     by_entry = np.zeros((d, d))
     for j in range(k):
-        half[:] = 0.0  # (slope + slope') F
+        for f in range(d):
+            for g in range(d):
+                half[f, g] = 0.0  # (slope + slope') F
         for f in range(d):
             for g in range(d):
                 t = slope[j, f, g] + slope[j, g, f]

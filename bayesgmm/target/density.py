@@ -46,7 +46,7 @@ from bayesgmm.target.space import Space, checked_space
 from bayesgmm.target.terms import Terms, terms
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
-assert VERSION == 8, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 9, "kernel.VERSION was raised: raise it here, too"
 
 _pointer = types.CPointer(types.float64)
 _SIGNATURE = types.int64(
