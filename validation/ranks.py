@@ -262,6 +262,7 @@ def fitted(
         case.spec,
         sample.x,
         estimate="map" if has_mode else "mle",
+        start=[None],  # as in `sample_posterior`
         n_starts=n_starts,
         n_finish=3,
         standard_errors=False,
