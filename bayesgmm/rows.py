@@ -6,9 +6,9 @@ import json
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import arviz_stats
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -363,17 +363,18 @@ def summarise_draws(draws: Array, ci_prob: float, independent: bool = False) -> 
 
 
 def _diagnostics(draws: Array) -> tuple[Array, Array, dict[str, Array]]:
+    statistics = import_module("arviz_stats")  # late: it takes a second
     dims = ("chain", "draw", "parameter")
     half = draws.shape[1] // 2
     # One chain has no R-hat; its halves do, which is what split R-hat means.
     chains = draws if len(draws) > 1 else draws[0, : 2 * half].reshape(2, half, -1)
     split, data = xr.Dataset({"x": (dims, chains)}), xr.Dataset({"x": (dims, draws)})
     ess = {
-        "ess_bulk": arviz_stats.ess(data, method="bulk")["x"].to_numpy(),
-        "ess_tail": arviz_stats.ess(data, method="tail", prob=(0.05, 0.95))["x"].to_numpy(),
+        "ess_bulk": statistics.ess(data, method="bulk")["x"].to_numpy(),
+        "ess_tail": statistics.ess(data, method="tail", prob=(0.05, 0.95))["x"].to_numpy(),
     }
     return (
-        arviz_stats.mcse(data, method="mean")["x"].to_numpy(),
-        arviz_stats.rhat(split)["x"].to_numpy(),
+        statistics.mcse(data, method="mean")["x"].to_numpy(),
+        statistics.rhat(split)["x"].to_numpy(),
         ess,
     )

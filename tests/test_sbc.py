@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from arviz_stats.base import array_stats
 from models import table
 
 from bayesgmm.data.observations import read
 from bayesgmm.errors import BayesgmmWarning
 from bayesgmm.resolved import describe, resolve
-from validation import ranks, sbc
+from validation import gibbs, ranks, sbc
 
 ALARM = 1e-4
 SMALL = {
@@ -218,12 +219,50 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     records = [sbc.summarise(s, f) for s, f in zip(studies, (right, wrong), strict=True)]
     sbc.picture({"V": sbc.places(right), "VVI": sbc.places(wrong)}, tmp_path / "sbc.png")
     assert (tmp_path / "sbc.png").stat().st_size < 300_000
-    text = sbc.page(records, 1, ["sbc.png"])
+    pair = sbc.beside_exact([f | {"case": "V"} for f in right], [f | {"case": "V"} for f in right])
+    text = sbc.page(records, [pair], 1, ["sbc.png"])
     assert "| V | conjugate | 60 | 0 | 0 | 0 |" in text
     assert "| log-likelihood |" in text
+    assert "+0.0000 ± 0.0000 | 1.000 |" in text
     assert "| wrong Jacobian | V | 60 |" in text
     assert " | yes | " in text
     assert "(sbc.png)" in text
+
+
+@pytest.mark.parametrize("name", gibbs.CASES)
+def test_an_independent_sampler_has_the_same_posterior(name: str) -> None:
+    case = ranks.cases()[name]
+    _, sample = ranks.draw(case, np.random.default_rng(8))
+    post, _ = ranks.fitted(case, sample, 1, draws=2000)
+    ours = ranks.label_free_quantities(case, sample, ranks.arrays(post))
+    exact = gibbs.posterior(case, sample.x, np.random.default_rng(9))
+    theirs = ranks.label_free_quantities(case, sample, exact)
+    for quantity, values in ours.items():
+        chains = values.reshape(4, -1)
+        error = values.std() / np.sqrt(float(array_stats.ess(chains, method="mean")))
+        each = theirs[quantity].reshape(gibbs.CHAINS, -1)
+        error = np.hypot(error, each.std() / np.sqrt(float(array_stats.ess(each, method="mean"))))
+        assert abs(values.mean() - each.mean()) < 4.5 * error, quantity
+
+
+def test_a_wrong_posterior_is_seen_beside_the_exact_one() -> None:
+    rng = np.random.default_rng(10)
+    exact = invented(200, lambda rng: rng.uniform(), "gibbs")
+    exact = [f | {"case": "V"} for f in exact]
+
+    def noisy(shift: float) -> list[dict]:
+        scatter = {"case": "V", "status": "ok"}
+        return [
+            f
+            | scatter
+            | {"place": {q: p + shift + 0.05 * rng.normal() for q, p in f["place"].items()}}
+            for f in exact
+        ]
+
+    for shift, is_wrong in ((0.0, False), (0.02, True)):
+        pair = sbc.beside_exact(noisy(shift), exact)
+        z = [pair["difference"][q] / pair["error"][q] for q in pair["difference"]]
+        assert bool(max(np.abs(z)) > 4.0) is is_wrong
 
 
 def test_chains_start_where_the_gradient_is_not_zero() -> None:

@@ -274,22 +274,18 @@ def fitted(
     return post, point(mle)
 
 
-def quantities(
-    case: Case, sample: Sample, theta: Draws, pivot: bg.Parameters
-) -> dict[str, np.ndarray]:
-    """Return what is ranked, (s,) each: the same function of the truth and of the draws.
+def true_values(truth: bg.Parameters) -> Draws:
+    """Return the truth as a single draw."""
+    weight, mean, covariance = (getattr(truth, n)[None] for n in DIMS)
+    return weight, mean, covariance
 
-    Of quantities with a value for each column the first or the last is taken.  Those without labels
-    come first; for the others components get the pivot's, which the data alone decide.
+
+def label_free_quantities(case: Case, sample: Sample, theta: Draws) -> dict[str, np.ndarray]:
+    """Return what is ranked that no labels matter to, (s,) each.
+
+    Of quantities with a value for each column the first or the last is taken.
     """
-    weight, mean, covariance = theta
     free = label_free(*theta)
-    order = labels.align(weight, mean, covariance, pivot).permutation
-    a, m, s = (labels.apply(order, array) for array in theta)
-    gap = m[:, 0] - m[:, 1]
-    distance = np.einsum(
-        "si,si->s", gap, np.linalg.solve(s[:, 0] + s[:, 1], gap[..., None])[..., 0]
-    )
     return {
         "mean of all": free["mixture_mean"][:, 0],
         "sd of all": free["mixture_sd"][:, -1],
@@ -298,6 +294,25 @@ def quantities(
         "entropy of weights": free["weight_entropy"],
         "log-likelihood": log_likelihood(sample, theta),
         "log-prior": log_prior(prior_of(case), case.spec.covariance, *theta),
+    }
+
+
+def quantities(
+    case: Case, sample: Sample, theta: Draws, pivot: bg.Parameters
+) -> dict[str, np.ndarray]:
+    """Return what is ranked, (s,) each: the same function of the truth and of the draws.
+
+    Those without labels come first; for the others components get the pivot's, which the data alone
+    decide.
+    """
+    weight, mean, covariance = theta
+    order = labels.align(weight, mean, covariance, pivot).permutation
+    a, m, s = (labels.apply(order, array) for array in theta)
+    gap = m[:, 0] - m[:, 1]
+    distance = np.einsum(
+        "si,si->s", gap, np.linalg.solve(s[:, 0] + s[:, 1], gap[..., None])[..., 0]
+    )
+    return label_free_quantities(case, sample, theta) | {
         "weight[0]": a[:, 0],
         "mean[0]": m[:, 0, 0],
         "variance[0]": s[:, 0, -1, -1],
@@ -324,8 +339,7 @@ def one(
     theta = arrays(post)
     total = len(theta[0])
     kept = np.linspace(0, total - 1, min(total, RANKED)).round().astype(int)
-    true = tuple(getattr(truth, n)[None] for n in DIMS)
-    both = (tuple(a[kept] for a in theta), true)
+    both = (tuple(a[kept] for a in theta), true_values(truth))
     drawn, wanted = (quantities(case, sample, t, pivot) for t in both)
     found = {n: place(values, wanted[n].item(), rng) for n, values in drawn.items()}
     return {"status": json.loads(post.attrs["verdict"])["status"], "place": found}
