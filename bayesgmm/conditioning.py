@@ -41,11 +41,11 @@ import xarray as xr
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import read_like
 from bayesgmm.errors import PACKAGE, ArgumentError, ColumnNameError, PosteriorWarning
+from bayesgmm.evaluation import mixtures_of
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region, refuse_single_columns
 from bayesgmm.partitioned import partitioned
-from bayesgmm.prediction import mixtures_of
 from bayesgmm.tree import dataset, labels_at, names_of, region_of, spec_of, units_of
 
 _NUMBERS = 1 << 18  # in the largest array of a block of rows
@@ -84,7 +84,8 @@ def marginal[Fit: (xr.DataTree, Parameters)](fit: Fit, columns: Sequence[str | i
     ColumnNameError
         If a column is not one of the mixture's, or named twice.
     ArgumentError
-        If ``columns`` is no sequence of names or is empty, or ``fit`` is neither of the two.
+        If ``columns`` is no sequence of names or is empty, or ``fit`` is neither of the two; if
+        noise is not uniform in these columns (`bayesgmm.noise.refuse_single_columns`).
     """
     names = _names(fit)
     kept = _positions("columns", columns, names)
@@ -140,7 +141,7 @@ def conditional[Fit: (xr.DataTree, Parameters)](
         If a column is not one of the mixture's.
     ArgumentError
         If a value is not a finite number (the message names its column), if no column is left, or
-        if ``fit`` is neither of the two.
+        if ``fit`` is neither of the two; for noise as in `marginal`.
 
     Warns
     -----
@@ -238,7 +239,8 @@ def regress(
 
     with :math:`m_{sk} = \mu_{sk,m} + B_{sk} (x_o - \mu_{sk,o})` and :math:`r_{sk} \propto
     \pi_{sk} N(x_o; \mu_{sk,o}, \Sigma_{sk,oo})`, which sum to one over components and draws
-    together.
+    together; noise is one of the components, with the centre of its box as m, C of its sides'
+    squares over 12, and 1/V of the given columns for a density.
 
     Parameters
     ----------
@@ -271,7 +273,8 @@ def regress(
     DataError
         If cells are not finite numbers.
     ArgumentError
-        If an argument is wrong: no column asked for, or none left to condition on.
+        If an argument is wrong: no column asked for, or none left to condition on; for noise as in
+        `marginal`, and for `Parameters` with noise, which do not say where it is.
     """
     names = _names(fit)
     asked = _positions("columns", columns, names)

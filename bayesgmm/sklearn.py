@@ -58,7 +58,7 @@ class GaussianMixture(
     init_params : optional
         ``start`` of `bayesgmm.fit_em`: ``"ellipsoids"``, ``"ward"``, ``"kmeans"``, ``"random"``,
         labels of the rows, `Parameters` or a fit. Default: of each method.
-    noise : bool or float
+    noise : bool, "columns" or float
         Whether rows may belong to no component; see `bayesgmm.GaussianMixture`. A column of
         probabilities more, and label -1.
     missing : {"error", "marginalise"}

@@ -520,6 +520,10 @@ def test_the_seed_and_the_file_give_the_same_bits(tmp_path: Any) -> None:
 
 SHAPES: dict[str, dict[str, Any]] = {
     "noise": {"spec": bg.GaussianMixture(2, "VVI", noise=True)},
+    "noise and equal weights": {
+        "spec": bg.GaussianMixture(2, "VVI", noise=True),
+        "fixed": {"weight": "equal"},
+    },
     "missing": {"missing": "marginalise"},
     "equal weights": {"fixed": {"weight": "equal"}},
     "weights": {"sample_weight": np.resize([1.0, 2.0], 272)},

@@ -253,8 +253,8 @@ class TestFit:
         volume = bg.GaussianMixture(2, noise=1000.0)
         with pytest.raises(ArgumentError, match=r"noise.* of a given volume.*noise='columns'"):
             bg.fit_em(volume, x.mask(x > 9), missing="marginalise")
-        with pytest.raises(NotYetSupportedError, match="noise"):
-            bg.fit_em(spec, x, fixed={"weight": "equal"})
+        with pytest.raises(NotYetSupportedError, match=r"^noise: .*fix those of all"):
+            bg.fit_em(spec, x, fixed={"weight": [0.5, np.nan]})
 
 
 def assert_information_is_the_second_derivative(found: xr.DataTree) -> int:

@@ -19,7 +19,7 @@ from scipy.stats import chi2, kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 import bayesgmm as bg
-from bayesgmm import prediction
+from bayesgmm import evaluation, prediction
 from bayesgmm.errors import ArgumentError, ColumnNameError, MissingValueError, ShapeError
 from bayesgmm.moments import Parameters
 
@@ -141,7 +141,7 @@ class TestDraws:
         self, post: xr.DataTree, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = bg.score(post, frame), bg.predict_proba(post, frame)
-        monkeypatch.setattr(prediction, "_BLOCK", 7)
+        monkeypatch.setattr(evaluation, "BLOCK", 7)
         pd.testing.assert_series_equal(bg.score(post, frame), whole[0], check_exact=True)
         pd.testing.assert_frame_equal(bg.predict_proba(post, frame), whole[1], check_exact=True)
 
@@ -314,7 +314,7 @@ class TestSimulate:
         self, post: xr.DataTree, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = bg.simulate(post, 100, random_seed=6)
-        monkeypatch.setattr(prediction, "_BLOCK", 9)
+        monkeypatch.setattr(prediction, "BLOCK", 9)
         pd.testing.assert_frame_equal(whole, bg.simulate(post, 100, random_seed=6))
 
     @pytest.mark.parametrize(

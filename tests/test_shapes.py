@@ -112,7 +112,10 @@ def jacobian(t: Target, point: np.ndarray) -> float:
             a[chart.rows, chart.columns] = block
             value -= 2.0 * np.linalg.slogdet(np.eye(3) + a - a.T)[1]
     m = space.n_free_weights
-    if m > 1:
+    if space.has_shares:  # of the weight of noise
+        share = space.parameters(point)[NOISE]
+        value += np.log(share) + np.log1p(-share)
+    elif m > 1:
         theta = space.parameters(point)
         every = np.append(theta["weight"], theta.get(NOISE, []))
         value += np.log(every[np.isnan(space.log_fixed)]).sum()
@@ -208,6 +211,21 @@ CASES: dict[str, tuple[GaussianMixture, Any, dict[str, Any]]] = {
         {"labels": some_labels(N, 2)},
     ),
     "equal weights": (GaussianMixture(3, "VEE"), IRIS, {"fixed": {"weight": "equal"}}),
+    "noise and equal weights": (
+        GaussianMixture(3, "VVV", SEPARATION, noise=True),
+        IRIS,
+        {"fixed": {"weight": "equal"}},
+    ),
+    "noise, fixed weights and means, missing values": (
+        GaussianMixture(3, "EEE", ConjugatePrior(weight_concentration=1.7), noise="columns"),
+        with_holes(IRIS).drop(index=7),
+        {**HOLES, "fixed": {"weight": [0.2, 0.3, 0.5], "mean": MEANS}},
+    ),
+    "noise of a volume, one component of fixed weight": (
+        GaussianMixture(1, "VVI", noise=50.0),
+        IRIS,
+        {"fixed": {"weight": [1.0]}},
+    ),
     "one weight of three": (
         GaussianMixture(3, "EEI", SEPARATION),
         IRIS,
@@ -295,7 +313,11 @@ class TestDensity:
             given = np.full(t.space.chart.k, 1 / t.space.chart.k) if given == "equal" else given
             held = np.broadcast_to(given, theta[n].shape)
             free = np.isnan(held)
-            np.testing.assert_array_equal(theta[n][~free], held[~free])
+            if n == "weight" and NOISE in theta:  # shares of what is no noise
+                shares = theta[n] / (1.0 - theta[NOISE])[:, None]
+                np.testing.assert_allclose(shares, held, rtol=1e-14)
+            else:
+                np.testing.assert_array_equal(theta[n][~free], held[~free])
 
 
 #: One of each shape, where PyMC's graphs, which are dear, are made.
@@ -307,6 +329,7 @@ AS_GRAPHS = (
     "noise, missing values and probabilities by row",
     "one covariance of three, hierarchical",
     "two weights of three, and means",
+    "noise, fixed weights and means, missing values",
 )
 
 
@@ -341,6 +364,11 @@ class TestPyMC:
             "mean",
         ]
         assert free["two weights of three, and means"] == ["covariance", "free_mean"]
+        assert free["noise, fixed weights and means, missing values"] == [
+            "free_weight",
+            "covariance",
+            "free_mean",
+        ]
         for name in AS_GRAPHS:
             dims = graph(name).named_vars_to_dims
             assert dims["weight"] == ("cluster",)
@@ -505,6 +533,33 @@ class TestClosedForms:
         assert max(gaps(draws, 0.5, np.sqrt(0.25 / 6.0))) < 4
         assert kstest(draws[:, ::10].ravel(), "beta", (2.5, 2.5)).pvalue > 1e-3
 
+    def test_the_weight_of_noise_beside_fixed_ones_has_the_same_density(self) -> None:
+        """Dirichlet's on the line where the components' shares are fixed: a Beta distribution."""
+        x = pd.DataFrame({"a": np.random.default_rng(1).random(400)})
+        prior = ConjugatePrior(weight_concentration=2.5)
+        spec = GaussianMixture(2, "V", prior, noise=float(np.sqrt(2 * np.pi) * 1e3))
+        fixed = {"mean": [[0.5], [0.5]], "covariance": [[[1e6]], [[1e6]]], "weight": [0.3, 0.7]}
+        fit = quiet(bg.sample_posterior, spec, x, fixed=fixed, random_seed=1, progressbar=False)
+        draws = fit["posterior"][NOISE].to_numpy()
+        assert kstest(draws[:, ::10].ravel(), "beta", (2.5, 2 * 1.5 + 1)).pvalue > 1e-3
+        np.testing.assert_allclose(
+            fit["posterior"]["weight"], (1 - draws[..., None]) * [0.3, 0.7], rtol=1e-12
+        )
+
+    def test_the_constants_of_free_and_of_fixed_weights_are_each_others(self) -> None:
+        """Where weights change nothing else, their priors have the same integral: by quadrature."""
+        x = ALONE.iloc[:3]
+        prior = ConjugatePrior(weight_concentration=1.6, mean=0.5, scale=1.0)
+        spec = GaussianMixture(2, "V", prior, noise=10.0)
+        fixed = {"mean": [[5.0], [6.0]], "covariance": [[[0.5]], [[0.6]]]}
+        free = of(spec, x, fixed=fixed).without_data()
+        at = np.linspace(-12, 12, 241)
+        grid = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
+        whole = np.exp(free.values(grid)).sum() * (at[1] - at[0]) ** 2
+        held = of(spec, x, fixed=fixed | {"weight": [0.3, 0.7]}).without_data()
+        line = np.exp(held.values(at[:, None])).sum() * (at[1] - at[0])
+        assert line == pytest.approx(whole, rel=1e-6)
+
 
 class TestLaws:
     def test_an_incomplete_row_that_is_absent_changes_nothing(self) -> None:
@@ -632,5 +687,8 @@ class TestRefusals:
         one = [COVARIANCE, np.full((3, 3), NAN)]
         with pytest.raises(ArgumentError, match=r"^fixed: .*share parameters"):
             call(GaussianMixture(2, "VEE"), IRIS, fixed={"covariance": one})
-        with pytest.raises(NotYetSupportedError, match=r"^noise"):
-            call(GaussianMixture(2, noise=True), IRIS, fixed={"weight": "equal"})
+        with pytest.raises(NotYetSupportedError, match=r"^noise: .*fix those of all"):
+            call(GaussianMixture(2, noise=True), IRIS, fixed={"weight": [0.5, NAN]})
+        sparse = ConjugatePrior(weight_concentration=0.4)
+        with pytest.raises(ArgumentError, match=r"^fixed: .*must be above 0\.5 for 2 components"):
+            call(GaussianMixture(2, "VVV", sparse, noise=True), IRIS, fixed={"weight": "equal"})

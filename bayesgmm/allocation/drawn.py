@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 from bayesgmm.checks import Verdict
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PACKAGE, ArgumentError, NotYetSupportedError, PosteriorWarning
-from bayesgmm.groups import NO_LABELS
-from bayesgmm.moments import Array
-from bayesgmm.prediction import (
+from bayesgmm.evaluation import (
     Draws,
     Mixtures,
     by_pattern,
@@ -34,6 +32,8 @@ from bayesgmm.prediction import (
     read_rows,
     responsibilities_of,
 )
+from bayesgmm.groups import NO_LABELS
+from bayesgmm.moments import Array
 from bayesgmm.rows import has_draws
 from bayesgmm.tree import whole
 

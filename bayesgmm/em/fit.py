@@ -110,7 +110,8 @@ def fit_em(
     fixed : mapping, optional
         Parameters that do not move, in the units of the data, NaN where free: ``{"weight":
         "equal"}``, or arrays ``weight`` (k,), ``mean`` (k, d), ``covariance`` (k, d, d). Components
-        then keep their order.
+        then keep their order. With noise weights are fixed for all components or for none, as
+        shares of what is no noise.
     acceleration : {"quasi-newton", "squarem", "anderson"} or None
         How the end of a run is sped up; None for plain EM. ``tol`` means the same. Near a saddle
         a start may, rarely, lead to another optimum than plain EM's. The first needs the fewest
@@ -298,14 +299,18 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
     Raises
     ------
     NotYetSupportedError
-        For noise together with fixed weights.
+        For noise together with fixed weights of some of the components.
     ArgumentError
         For noise of a given volume with missing values: of single columns it says nothing.
     """
     if not spec.has_noise:
         return None
-    if held is not None and held.has_weight.any():
-        raise NotYetSupportedError("noise", "is not there together with fixed weights yet")
+    if held is not None and held.has_weight.any() and not held.has_weight.all():
+        raise NotYetSupportedError(
+            "noise",
+            "is not there together with fixed weights of some components yet; fix those of all, as "
+            "shares of what is no noise, or none",
+        )
     if isinstance(spec.noise, float):
         if not data.is_complete:
             raise ArgumentError(

@@ -105,7 +105,8 @@ def _asked(estimate: Estimate, parameter: Any, scale: str) -> Quantities:
             raise ArgumentError("parameter", f"returns {len(found.labels)} numbers, not one")
         return found
     rows = parameter_rows(tree.spec_of(estimate.fit), data.names)
-    still = estimate.held.still if estimate.held else {}
+    has_noise = estimate.parameters.noise is not None
+    still = estimate.held.still(has_noise=has_noise) if estimate.held else {}
     for row in rows:
         if row.label == parameter and row.variable in still and still[row.variable][row.at]:
             raise ArgumentError("parameter", f"{parameter} is fixed in this fit: it has no profile")

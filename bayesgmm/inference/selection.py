@@ -137,7 +137,7 @@ def select(
         By which the table is sorted and ``best`` is chosen.
     prior : optional
         Of the specifications, for what is done with the fits later; it does not act here.
-    noise : bool or float
+    noise : bool, "columns" or float
         Whether all of them have a noise component; see `GaussianMixture`.
     sample_weight, columns, missing, n_starts, threads : optional
         As in `fit_em`.

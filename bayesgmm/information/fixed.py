@@ -7,6 +7,9 @@ present values the free part f of a mean whose part o is fixed at c is
 
 and the covariances follow with scatters about the new means: a conditional maximisation each, so
 that the likelihood never falls (Meng & Rubin 1993, Biometrika 80, 267-278).
+
+With a noise component fixed weights, of all components, are their shares of what is no noise:
+:math:`\pi_k = (1 - \pi_0) w_k`.  The weight of the noise is free.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class Fixed:
     Parameters
     ----------
     weight : (k,) array
+        With noise, shares of what is no noise.
     mean : (k, d) array
     covariance : (k, d, d) array
         A matrix is fixed as a whole.
@@ -71,14 +75,14 @@ class Fixed:
         unequal = len(weight) > 0 and (len(weight) < len(self.weight) or np.ptp(weight) > 0)
         return bool(unequal or self.has_mean.any() or self.has_covariance.any())
 
-    @property
-    def still(self) -> dict[str, Mask]:
+    def still(self, *, has_noise: bool) -> dict[str, Mask]:
         """Which weights (k,), means (k, d) and covariances (k, d, d) cannot move: they are fixed.
 
-        So is a weight, if all the others are.
+        So is a weight, if all the others are; with noise none is, since its weight is free.
         """
         known = self.has_weight
         weight = known | (known.any() and np.count_nonzero(~known) < 2)
+        weight &= not has_noise
         covariance = np.broadcast_to(self.has_covariance[:, None, None], self.covariance.shape)
         return {"weight": weight, "mean": self.has_mean, "covariance": covariance}
 
@@ -115,7 +119,12 @@ class Fixed:
         mean = np.where(self.has_mean, self.mean, p.mean)
         own = self.has_covariance[:, None, None]
         covariance = np.where(own, self.covariance, p.covariance)
-        weights = p.weights if p.noise is not None else self.weights(p.weight)
+        if p.noise is None:
+            weights = self.weights(p.weight)
+        elif self.has_weight.any():
+            weights = np.append(self.weights(p.weight) * p.weight.sum(), p.noise.weight)
+        else:
+            weights = p.weights
         return p.moved(weights, mean, covariance)
 
     def matched(self, p: Parameters, unit: Array) -> Parameters:
@@ -178,7 +187,8 @@ class Fixed:
             slope = float(information.gradient[: p.k - 1] @ (together - together[0])[1:])
             square = (weights * p.weight[:, None]).T @ weights
             matrix[:m, :m] += slope / p.weight[free].sum() * square
-        still, natural = self.still.values(), found.natural.copy()
+        still = self.still(has_noise=p.noise is not None).values()
+        natural = found.natural.copy()
         natural[np.flatnonzero(np.concatenate([mask.ravel() for mask in still]))] = 0.0
         covariance = inverse(matrix, np.diagonal(matrix))
         return replace(found, matrix=matrix, natural=natural, covariance=covariance)

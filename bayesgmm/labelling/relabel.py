@@ -16,6 +16,7 @@ from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.em.search import kinds
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
+from bayesgmm.evaluation import mixtures_of
 from bayesgmm.groups import NO_LABELS
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelling import methods
@@ -25,7 +26,6 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
-from bayesgmm.prediction import mixtures_of
 from bayesgmm.rows import Row, draws_of, has_draws, parameters_by_component, take
 
 Method = Literal[
@@ -311,7 +311,7 @@ def _checks(fit: xr.DataTree, margin: Array) -> dict[str, Check]:
         margin=margin,
         family=tree.spec_of(fit).covariance,
         max_treedepth=None,
-        still=fixed.still if fixed else None,
+        still=fixed.still(has_noise=NOISE in fit["posterior"]) if fixed else None,
     )
     own = labels.ambiguous_labels(margin)
     return {c.code: c for c in verdict.checks if c.code in _OF_LABELS} | {own.code: own}

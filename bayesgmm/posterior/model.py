@@ -42,6 +42,7 @@ from bayesgmm.resolved import (
 )
 from bayesgmm.target.chart import Coordinates
 from bayesgmm.target.space import Space, checked_space, held_in
+from bayesgmm.target.terms import noise_law
 
 
 class FamilyChart(Coordinates, Transform):
@@ -105,7 +106,8 @@ def to_pymc(
         ``mean``; observed ``x``; data ``x_data`` (and ``sample_weight``). Prior and posterior
         predictive sampling, `pymc.compute_log_likelihood` and any sampler work on it.
 
-        Where some are fixed, ``free_weight`` (relative to one another, with noise its own last),
+        Where some are fixed, ``free_weight`` (relative to one another, with noise its own last;
+        of all components together and of noise where the shares of the components are fixed),
         ``free_covariance`` and ``free_mean`` (by component) are free instead, and the whole is
         made of them; with noise there is ``noise_weight``. Where the conjugate prior's means are
         fixed, what they say of the covariances is the potential ``fixed_mean``, which sampling from
@@ -199,6 +201,14 @@ def _weights(prior: PseudoData | Separation, space: Space) -> Any:
     """All weights, (k,) or with noise (k + 1,); ``weight`` is free where all that are it are."""
     k, m = space.chart.k, space.n_free_weights
     alpha = np.full(m, prior.concentration)
+    if space.has_shares:
+        assert space.held is not None
+        of_noise, of_others = noise_law(prior.concentration, k)
+        share = pm.Dirichlet("free_weight", [of_others, of_noise])
+        every = pt.concatenate([share[0] * space.held.weight, share[1:]])
+        pm.Deterministic("weight", every[:k], dims="cluster")
+        pm.Deterministic(NOISE, every[k])
+        return every
     if k > 1 and m == k and not space.is_noisy:
         return pm.Dirichlet("weight", alpha, dims="cluster")
     free = np.isnan(space.log_fixed)

@@ -62,7 +62,7 @@ def _log_density(by_groups: bool) -> Any:
 
     def log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
         """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-        number = carray(arrays[0], (20,))
+        number = carray(arrays[0], (21,))
         n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
         n_weight, diagonal = int(number[4]), number[5] != 0.0
         alpha, count, shrinkage = number[6], number[7], number[8]
@@ -74,6 +74,7 @@ def _log_density(by_groups: bool) -> Any:
             int(number[15]),
         )
         n_free, log_rest, noise_level, tied = int(number[16]), number[17], number[18], number[19]
+        has_shares = number[20] != 0.0
         x = carray(arrays[1], (n, d))
         sample_weight = carray(arrays[2], (n_weight,))
         spectrum = carray(arrays[3], (k * d, p))
@@ -121,6 +122,12 @@ def _log_density(by_groups: bool) -> Any:
                 log_weight[j] += log_rest
             else:
                 log_weight[j] = log_fixed[j]
+        if has_shares:  # of what is no noise: two weights, of all components and of the noise
+            top = abs(point[0])
+            total = top + math.log(math.exp(point[0] - top) + math.exp(-point[0] - top))
+            for j in range(every):
+                log_weight[j] = log_fixed[j] + point[0] - total if j < k else -point[0] - total
+            value += alpha * log_weight[k] + ((alpha - 1.0) * k + 1.0) * (point[0] - total)
         vector = point[n_ratios : n_ratios + p + q]
         mean = point[n_ratios + p + q :].reshape((k, d))
         covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
@@ -219,6 +226,12 @@ def _log_density(by_groups: bool) -> Any:
                 if i < n_ratios:
                     by_whole[i] = last
                 i += 1
+        if has_shares:
+            total = 1.0 - k
+            for j in range(every):
+                total += by_weight[j]
+            last = by_weight[k] - math.exp(log_weight[k]) * total
+            by_whole[0] = -last
         by_vector = pull_through_chart(
             factor, s, spectrum, below, unit, polar, by_covariance[:k], 1.0
         )
@@ -286,6 +299,7 @@ class Target:
         number += [chart.family.is_polar, chart.below.shape[1], len(space.log_fixed)]
         number += [len(layout.observed), len(layout.known)]
         number += [space.n_free_weights, space.log_rest, space.noise_level, t.tied]
+        number += [space.has_shares]
         coordinates = (chart.spectrum, chart.below, chart.unit)
         linear = np.stack([t.linear, t.precision, t.center])
         prior = (linear, t.location, t.scatter, t.by_sd)

@@ -3,7 +3,9 @@ r"""The unconstrained space of a specification: what is free of it, and the way 
 A point has the free weights by PyMC's simplex transform, the covariances by `chart.Coordinates`,
 and the means as they are.  What is fixed has no coordinate: fixed means and covariances stand in
 for theirs, and free weights share what the fixed ones leave, :math:`\pi_j = (1 - S) u_j` with u
-in the simplex.  The weight of a noise component is one more weight, the last.
+in the simplex.  The weight of a noise component is one more weight, the last; where those of the
+components are fixed, as shares of what is no noise, u are the two weights of all components
+together and of the noise.
 """
 
 from __future__ import annotations
@@ -68,12 +70,17 @@ class Space:
     @cached_property
     def n_free_weights(self) -> int:
         """Number of weights that are not given: their coordinates are one less."""
-        return int(np.isnan(self.log_fixed).sum())
+        return 2 if self.has_shares else int(np.isnan(self.log_fixed).sum())
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the components share what is no noise as is fixed."""
+        return self.is_noisy and self.held is not None and bool(self.held.has_weight.all())
 
     @cached_property
     def log_rest(self) -> float:
         """Logarithm of what the fixed weights leave to the others."""
-        if not self.n_free_weights:
+        if not self.n_free_weights or self.has_shares:
             return 0.0
         return float(np.log1p(-np.nansum(np.exp(self.log_fixed))))
 
@@ -118,7 +125,7 @@ class Space:
     def still(self) -> dict[str, Mask]:
         """Which weights, means and covariances cannot move, as `Fixed.still`."""
         if self.held is not None:
-            return self.held.still
+            return self.held.still(has_noise=self.is_noisy)
         k, d = self.chart.k, self.chart.d
         shapes = {"weight": (k,), "mean": (k, d), "covariance": (k, d, d)}
         return {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()}
@@ -142,7 +149,8 @@ class Space:
         if self.held is not None:
             for name in found:  # to the last bit
                 given = getattr(self.held, name)
-                found[name] = np.where(np.isfinite(given), given, found[name])
+                if name != "weight" or not self.has_shares:
+                    found[name] = np.where(np.isfinite(given), given, found[name])
         return found | ({NOISE: weight[..., k]} if self.is_noisy else {})
 
     def _weights(self, free: Array) -> Array:
@@ -152,6 +160,8 @@ class Space:
         share /= share.sum(axis=-1, keepdims=True)
         if self.held is None:
             return share
+        if self.has_shares:
+            return np.concatenate([share[..., :1] * self.held.weight, share[..., 1:]], axis=-1)
         weight = np.broadcast_to(np.exp(self.log_fixed), (*free.shape[:-1], len(self.log_fixed)))
         weight = weight.copy()
         if self.n_free_weights:
@@ -161,7 +171,11 @@ class Space:
     def point(self, theta: Parameters) -> Array:
         """Return the point (size,) of parameters in the data's units."""
         with np.errstate(divide="ignore"):
-            log_weight = np.log(theta.weights)[np.isnan(self.log_fixed)]
+            weights = theta.weights
+            if self.has_shares:
+                log_weight = np.log([weights[:-1].sum(), weights[-1]])
+            else:
+                log_weight = np.log(weights)[np.isnan(self.log_fixed)]
         free = (log_weight - log_weight.mean())[:-1] if len(log_weight) else log_weight
         vector = self.chart.vector(theta.covariance)
         return np.concatenate([free, vector, theta.mean.ravel()])[self.place]

@@ -16,8 +16,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import betaln, gammaln
 
+from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
 from bayesgmm.prior import HalfNormal, HierarchicalInverseGamma, InverseGamma, LogNormal
 from bayesgmm.resolved import PseudoData, Separation, measure_exponent
@@ -58,12 +59,34 @@ class Terms:
     scatter: Array
 
 
+def noise_law(alpha: float, k: int) -> tuple[float, float]:
+    r"""Return the Beta distribution of the noise's weight where k components have fixed shares.
+
+    The Dirichlet density there: :math:`\pi_0^{\alpha - 1} (1 - \pi_0)^{k (\alpha - 1)}`.
+
+    Raises
+    ------
+    ArgumentError
+        If it has no integral.
+    """
+    other = k * (alpha - 1.0) + 1.0
+    if other <= 0.0:
+        raise ArgumentError(
+            "fixed",
+            f"weights together with noise leave a prior without an integral: the concentration of "
+            f"the weights, {alpha:g}, must be above {1.0 - 1.0 / k:.3g} for {k} components",
+        )
+    return alpha, other
+
+
 def terms(prior: PseudoData | Separation, space: Space) -> Terms:
     """Return a resolved prior's coefficients in the coordinates of a space, fixed ones included."""
     chart = space.chart
     family, k, d = chart.family, chart.k, chart.d
     alpha, free = prior.concentration, max(space.n_free_weights, 1)
     constant = math.log(free) + float(gammaln(free * alpha) - free * gammaln(alpha))
+    if space.has_shares:
+        constant = math.log(2.0) - float(betaln(*noise_law(alpha, k)))
     linear, precision, center = np.zeros((3, len(space.whole)))
     begin = space.covariances.start
     vector = slice(begin, begin + chart.spectrum.shape[1])
