@@ -8,15 +8,17 @@ turns the sum of that into `MixtureLogp` before anything is differentiated.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numba
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.compile.mode import optdb
 from pytensor.gradient import DisconnectedType, grad_not_implemented
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
-from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.link.numba.dispatch.basic import (
     numba_funcify,
     numba_njit,
@@ -318,3 +320,12 @@ def _numba_family_vector(op: Any, node: Any, **kwargs: Any) -> Any:
         return out
 
     return core
+
+
+@node_rewriter([MixtureLogp, MixtureRows, ConjugateTerms, Chart, ChartPullback, FamilyVector])
+def load_for_jax(fgraph: Any, node: Any) -> None:
+    """Change nothing, but tell JAX what the Ops are: only its own mode runs the rewrite."""
+    import_module("bayesgmm.posterior.op_jax")
+
+
+optdb.register("bayesgmm_load_for_jax", dfs_rewriter(load_for_jax), "jax", position=100)
