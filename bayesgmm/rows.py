@@ -142,7 +142,7 @@ def summary(
     Warns
     -----
     PosteriorWarning
-        With code ambiguous-labels: components are left out. With code modes-averaged: the chains
+        With code ambiguous-labels: components are left out. With code modes-averaged: the draws
         are in unlike modes of a posterior.
     """
     check_prob(ci_prob)
@@ -192,10 +192,11 @@ def alignment_of(fit: xr.DataTree) -> str:
 
 
 def _warn_of_modes(fit: xr.DataTree) -> None:
-    """Warn where one mean is taken of draws from modes that the chains do not pass between."""
+    """Warn where one mean is taken of unlike modes: chains stay in them, or weights mix them."""
     checks = json.loads(str(fit.attrs.get("verdict", "{}"))).get("checks", [])
     for check in checks:
-        if (check["code"], check["status"]) == ("modes", "fail"):
+        told = ("fail", "warn") if are_weighted(fit) else ("fail",)
+        if check["code"] == "modes" and check["status"] in told:
             message = (
                 f"means and intervals are those of draws in unlike modes. {check['evidence']}. "
                 "Use bg.mode(fit, i) or bg.combine_modes(fit)"
@@ -219,6 +220,11 @@ def has_draws(fit: xr.DataTree) -> bool:
 def are_independent(fit: xr.DataTree) -> bool:
     """Whether draws are independent by construction: there is no chain that could have stuck."""
     return bool(fit.attrs.get("draws") == "independent")
+
+
+def are_weighted(fit: xr.DataTree) -> bool:
+    """Whether draws were resampled by importance weights, and so are no chain."""
+    return "criteria" in fit.children and "pareto_k" in fit["criteria"]
 
 
 def check_prob(ci_prob: float) -> None:

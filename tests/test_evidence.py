@@ -519,10 +519,11 @@ def test_the_seed_and_the_file_give_the_same_bits(tmp_path: Any) -> None:
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "noise": {"spec": bg.GaussianMixture(2, "VVI", noise=True)},
+    "noise": {"spec": bg.GaussianMixture(2, "VVI", noise=True), "draws": 8000},
     "noise and equal weights": {
         "spec": bg.GaussianMixture(2, "VVI", noise=True),
         "fixed": {"weight": "equal"},
+        "draws": 8000,
     },
     "missing": {"missing": "marginalise"},
     "equal weights": {"fixed": {"weight": "equal"}},
@@ -540,7 +541,7 @@ def test_bridge_and_importance_weights_agree(name: str) -> None:
     if name == "missing":
         x = x.mask(np.random.default_rng(1).random(x.shape) < 0.1)
         x = x[x.notna().any(axis=1)]
-    post = quiet(bg.fit_laplace, spec, x, draws=2000, random_seed=1, **arguments)
+    post = quiet(bg.fit_laplace, spec, x, random_seed=1, **{"draws": 2000} | arguments)
     found = quiet(bg.log_marginal_likelihood, post, random_seed=6)
     criteria = post["criteria"]
     assert float(found["standard_error"]) < 0.1

@@ -21,7 +21,8 @@ from bayesgmm.labels import SAME, distance, distances
 from bayesgmm.moments import Parameters
 from bayesgmm.posterior.atlas import atlas, bridged, nearest, shares
 from bayesgmm.posterior.draws import Task, begin
-from bayesgmm.posterior.modes import judge_modes, stacking
+from bayesgmm.posterior.mode_verdict import judge_modes
+from bayesgmm.posterior.modes import stacking
 from bayesgmm.posterior.nuts import run_nuts, seeds_of, start_around
 from bayesgmm.target.curvature import quadratic_at
 from bayesgmm.target.whitening import Whitened, callbacks
@@ -71,6 +72,45 @@ def check(fit: xr.DataTree, code: str) -> Any:
     return {c.code: c for c in Verdict.from_json(fit.attrs["verdict"]).checks}[code]
 
 
+GROUPS = bg.GaussianMixture(
+    2,
+    "E",
+    prior=bg.SeparationPrior(
+        mean=5.0, mean_sd=5.0, scale=bg.LogNormal(0.2, 0.1), correlation=1.0, units="data"
+    ),
+)
+
+
+SIDES = [
+    Parameters(np.array([w, 1 - w]), np.array(m)[:, None], np.full((2, 1, 1), 2.0))
+    for w, m in ((0.34, (0.0, 7.6)), (0.66, (2.5, 10.2)))
+]
+
+
+def three_groups() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Three groups on a line for two components: the middle one belongs left, or right.
+
+    The rows, parameters on a grid, and log prior times likelihood there, times the grid's volume.
+    """
+    x = np.concatenate([c + np.array([-0.6, -0.2, 0.2, 0.6]) for c in (0.0, 5.0, 10.2)])
+    weight, mean = np.linspace(0.02, 0.98, 25), np.linspace(-3.5, 13.5, 52)
+    log_sd = np.linspace(-0.2, 0.6, 13)
+    w, low, high, s = np.meshgrid(weight, mean, mean, np.exp(log_sd), indexing="ij")
+    w, low, high, s = (a[low < high] for a in (w, low, high, s))
+    log_p = norm.logpdf(low, 5.0, 5.0) + norm.logpdf(high, 5.0, 5.0)
+    log_p += lognorm.logpdf(s, 0.1, scale=np.exp(0.2)) + np.log(s)  # the grid is in log s
+    for value in x:
+        log_p += np.log(w * norm.pdf(value, low, s) + (1 - w) * norm.pdf(value, high, s))
+    log_p += np.log([np.diff(a)[0] for a in (weight, mean, mean, log_sd)]).sum()
+    seen = log_p > log_p.max() + np.log(1e-5)
+    grid = {
+        "weight": np.column_stack([w, 1 - w])[seen],
+        "mean": np.column_stack([low, high])[seen][..., None],
+        "covariance": np.column_stack([s, s])[seen][..., None, None] ** 2,
+    }
+    return x[:, None], grid, log_p[seen]
+
+
 class TestOptima:
     def test_are_distinct_and_where_starts_have_ended(self, two: xr.DataTree) -> None:
         optima, starts = two["optima"].to_dataset(), two["starts"].to_dataset()
@@ -115,39 +155,14 @@ class TestAtlas:
         np.testing.assert_allclose(first, second[:, ::-1], atol=1e-4)
 
     def test_shares_are_those_of_an_integral_on_a_grid(self) -> None:
-        """Three groups on a line for two components: the middle one belongs left, or right."""
-        x = np.concatenate([c + np.array([-0.6, -0.2, 0.2, 0.6]) for c in (0.0, 5.0, 10.2)])
-        prior = bg.SeparationPrior(
-            mean=5.0, mean_sd=5.0, scale=bg.LogNormal(0.2, 0.1), correlation=1.0, units="data"
-        )
-        spec = bg.GaussianMixture(2, "E", prior=prior)
-        mle = quiet(bg.fit_em, spec, x[:, None], n_starts=6, random_seed=1)
-        task = task_of(spec, x[:, None], mle)
-        sides = [
-            Parameters(np.array([w, 1 - w]), np.array(m)[:, None], np.full((2, 1, 1), 2.0))
-            for w, m in ((0.34, (0.0, 7.6)), (0.66, (2.5, 10.2)))
-        ]
-        modes = atlas(task.target, task.pivot, sides, None, np.random.default_rng(1))
+        x, grid, log_p = three_groups()
+        mle = quiet(bg.fit_em, GROUPS, x, n_starts=6, random_seed=1)
+        task = task_of(GROUPS, x, mle)
+        modes = atlas(task.target, task.pivot, SIDES, None, np.random.default_rng(1))
         assert len(modes) == 2
         first = [m.parameters.weight[0] < 0.5 for m in modes].index(True)
-
-        weight, mean = np.linspace(0.02, 0.98, 25), np.linspace(-3.5, 13.5, 52)
-        sd = np.exp(np.linspace(-0.2, 0.6, 13))
-        w, low, high, s = np.meshgrid(weight, mean, mean, sd, indexing="ij")
-        w, low, high, s = (a[low < high] for a in (w, low, high, s))
-        log_p = norm.logpdf(low, 5.0, 5.0) + norm.logpdf(high, 5.0, 5.0)
-        log_p += lognorm.logpdf(s, 0.1, scale=np.exp(0.2)) + np.log(s)  # the grid is in log s
-        for value in x:
-            log_p += np.log(w * norm.pdf(value, low, s) + (1 - w) * norm.pdf(value, high, s))
-        mass = np.exp(log_p - log_p.max())
-        seen = mass > 1e-5
-        grid = {
-            "weight": np.column_stack([w, 1 - w])[seen],
-            "mean": np.column_stack([low, high])[seen][..., None],
-            "covariance": np.column_stack([s, s])[seen][..., None, None] ** 2,
-        }
-        cell = nearest(modes, **grid)
-        left = mass[seen][cell == first].sum() / mass[seen].sum()
+        mass = np.exp(log_p)
+        left = mass[nearest(modes, **grid) == first].sum() / mass.sum()
         assert 0.1 < left < 0.9
         assert shares(modes)[first] == pytest.approx(left, abs=0.05)
 

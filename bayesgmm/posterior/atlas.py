@@ -29,13 +29,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
+from scipy.special import logsumexp
 
 from bayesgmm.evidence.bridge import Normal, bridge, effective
-from bayesgmm.evidence.copies import Region
+from bayesgmm.evidence.copies import Flags, Region
 from bayesgmm.labels import Labels, distances
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
+from bayesgmm.posterior.weighting import Student
 from bayesgmm.target.curvature import Quadratic, mode_near
 from bayesgmm.target.density import Target
 from bayesgmm.tree import components
@@ -45,8 +46,7 @@ _GAP = 7.0  # in log-evidence: what is further below the best mode, a thousandth
 _HOPELESS = 10.0  # in log-density for each coordinate: from further below nothing is climbed
 _SAME = 1e-4  # squared Hellinger distance between two ends of a climb to one mode
 _NEAR = 0.1  # standard deviations from a peak that count as having reached it
-_DOF = 5.0  # of the t distribution
-_DRAWS = 500  # from it, for each mode
+_DRAWS = 500  # from a t distribution, for each mode
 _MOST = 2000  # draws in a cell that a bridge is made of
 _PER_COORDINATE = 8  # fewer are too few
 _FEWEST = 25  # of these in the mode's cell: fewer have no tail to smooth
@@ -68,7 +68,8 @@ class Mode:
     pareto_k : float
         Of the importance weights; NaN where there are none.
     error : float
-        Standard error of the log-evidence by bridge sampling; NaN where it is not by that.
+        Standard error of the log-evidence by bridge sampling, or by many weighted draws
+        (`laplace`); NaN where it is by neither.
     """
 
     parameters: Parameters
@@ -129,8 +130,24 @@ def nearest(
     """Return in which mode's cell each draw is, (...), for draws (..., k), ..., of any labels."""
     lead = weight.shape[:-1]
     w, m, c = (a.reshape(-1, *a.shape[len(lead) :]) for a in (weight, mean, covariance))
-    apart = [distances(w, m, c, mode.parameters, kinds)[0] for mode in modes]
-    return np.argmin(apart, axis=0).reshape(lead)
+    return cells(modes, w, m, c, kinds)[0].reshape(lead)
+
+
+def cells(
+    modes: Sequence[Mode],
+    weight: Array,
+    mean: Array,
+    covariance: Array,
+    kinds: Labels | None = None,
+) -> tuple[Labels, Flags]:
+    """Return the cell of each draw, (s,), and whether its labels are nearest to that mode's own.
+
+    Of all labellings of a draw one is, so that what is true of these draws alone is true of all.
+    """
+    each = [distances(weight, mean, covariance, mode.parameters, kinds) for mode in modes]
+    place = np.argmin([apart for apart, _ in each], axis=0)
+    order = np.array([order for _, order in each])[place, np.arange(len(place))]
+    return place, np.asarray((order == np.arange(weight.shape[1])).all(axis=1))
 
 
 def _mode(target: Target, theta: Parameters) -> Mode | None:
@@ -165,19 +182,13 @@ def _weighed(
     rng: np.random.Generator,
 ) -> Mode:
     """Return a mode with the mass of its cell by importance sampling."""
-    mode, p = modes[which], target.size
-    normal = rng.standard_normal((_DRAWS, p))
-    z = normal * np.sqrt(_DOF / rng.chisquare(_DOF, size=(_DRAWS, 1)))
-    points = mode.quadratic.point + z @ mode.quadratic.root.T
-    log_q = gammaln(0.5 * (_DOF + p)) - gammaln(0.5 * _DOF) - 0.5 * p * math.log(_DOF * math.pi)
-    log_q -= np.linalg.slogdet(mode.quadratic.root)[1]
-    log_q = log_q - 0.5 * (_DOF + p) * np.log1p((z**2).sum(axis=1) / _DOF)
+    mode = modes[which]
+    proposal = Student(mode.quadratic)
+    points = proposal.draw(_DRAWS, rng)
+    log_weight = target.values(points) - proposal.log_density(points)
     draws = target.parameters(points)
-    log_weight = target.values(points) - log_q
-    arrays = (draws["weight"], draws["mean"], draws["covariance"])
-    order = distances(*arrays, mode.parameters, kinds)[1]
-    inside = (order == np.arange(mode.parameters.k)).all(axis=1) & np.isfinite(log_weight)
-    inside &= nearest(modes, *arrays, kinds) == which
+    place, own = cells(modes, draws["weight"], draws["mean"], draws["covariance"], kinds)
+    inside = own & (place == which) & np.isfinite(log_weight)
     if inside.sum() < _FEWEST:
         return mode
     statistics = import_module("arviz_stats.base").array_stats  # late: it takes a second

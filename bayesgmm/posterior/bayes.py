@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from bayesgmm.arguments import positive, share, whole_number
@@ -15,9 +14,10 @@ from bayesgmm.checks import warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
-from bayesgmm.posterior.atlas import Mode, atlas, shares
-from bayesgmm.posterior.draws import Task, begin, collect
-from bayesgmm.posterior.modes import HOLDS_MASS, add_modes
+from bayesgmm.posterior.atlas import Mode, shares
+from bayesgmm.posterior.draws import Task, begin, collect, modes_of
+from bayesgmm.posterior.mode_verdict import HOLDS_MASS
+from bayesgmm.posterior.modes import add_modes
 from bayesgmm.posterior.nuts import MAX_DEPTH, finished, run_nuts, start_around
 from bayesgmm.posterior.store import (
     draws_in,
@@ -224,12 +224,6 @@ def _judged(
     }
     warn(verdict, PosteriorWarning)
     return fit
-
-
-def modes_of(task: Task) -> tuple[Mode, ...]:
-    """Return the posterior's modes, the same for the same task."""
-    rng = np.random.default_rng(task.seed)
-    return atlas(task.target, task.pivot, task.optima, task.kinds, rng)
 
 
 def _places(modes: Sequence[Mode], task: Task) -> list[Quadratic]:

@@ -41,6 +41,7 @@ from bayesgmm.labels import Labels, align, apply
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import NOISE
+from bayesgmm.posterior.atlas import Mode, atlas
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.priors.improper import warn_if_improper
 from bayesgmm.resolved import (
@@ -227,6 +228,12 @@ def begin(
     }
     which = kinds(data.probability, own)
     return Task(data, prior, pivot, tuple(optima), of, which, shape, seed, notes, clock)
+
+
+def modes_of(task: Task) -> tuple[Mode, ...]:
+    """Return the posterior's modes, the same for the same task."""
+    rng = np.random.default_rng(task.seed)
+    return atlas(task.target, task.pivot, task.optima, task.kinds, rng)
 
 
 def collect(

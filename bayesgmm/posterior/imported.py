@@ -20,8 +20,7 @@ from bayesgmm.errors import ArgumentError, PosteriorWarning
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.posterior.bayes import modes_of
-from bayesgmm.posterior.draws import Task, begin, collect
+from bayesgmm.posterior.draws import Task, begin, collect, modes_of
 from bayesgmm.posterior.modes import add_modes
 from bayesgmm.posterior.verdict import posterior_verdict
 

@@ -1,41 +1,47 @@
 r"""The Laplace approximation, weighted to the posterior: draws in a second, if it stands.
 
 Near a mode the log-posterior is close to a quadratic, and the posterior to a normal distribution
-q around the mode with the inverse of the negative Hessian as its covariance.  Draws from q with
-weights posterior / q stand for the posterior unless a few weights carry all: that is what Pareto's
-k of the weights says.  It is local: a posterior with other modes is not seen as a whole.
+around the mode with the inverse of the negative Hessian as its covariance.  Draws from q, a t
+distribution of that place and size, with weights posterior / q stand for the posterior unless a few
+weights carry all: that is what Pareto's k of the weights says.  Where the atlas knows of several
+modes that hold mass, q is a mixture of as many.
 
 References
 ----------
-Tierney & Kadane (1986), J. Am. Statist. Assoc. 81, 82-86.  Vehtari, Simpson, Gelman, Yao & Gabry
-(2024), J. Mach. Learn. Res. 25(72), 1-58 (Pareto smoothed importance sampling, and its k).
+Tierney & Kadane (1986), J. Am. Statist. Assoc. 81, 82-86.  Geweke (1989), Econometrica 57,
+1317-1339 (the t distribution, whose weights have no heavy tail where the posterior's is heavier
+than a normal one's).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.special import logsumexp
 
 from bayesgmm.arguments import whole_number
-from bayesgmm.checks import Check, Limit, Verdict, warn
+from bayesgmm.checks import warn
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import NumericalError, PosteriorWarning
 from bayesgmm.evidence.copies import Region
 from bayesgmm.evidence.normaliser import Estimate, is_normalised, log_normaliser
-from bayesgmm.labels import ambiguous_labels
+from bayesgmm.labels import Labels
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
-from bayesgmm.posterior.draws import Task, begin, collect
-from bayesgmm.target.curvature import Quadratic, mode_near
-from bayesgmm.target.density import Target
+from bayesgmm.posterior.atlas import Mode, cells, shares
+from bayesgmm.posterior.draws import Task, begin, collect, modes_of
+from bayesgmm.posterior.mode_verdict import HOLDS_MASS, judge_weighted
+from bayesgmm.posterior.modes import describe_modes
+from bayesgmm.posterior.weighting import Student, judge_draws, proposed, resampled, smoothed
+from bayesgmm.target.curvature import mode_near
 
-PARETO_K = Limit(0.7, 0.7)  # beyond, averages of weighted draws cannot be relied on
-EFFECTIVE = Limit(400.0, 100.0, is_floor=True)
+_LEAST = 0.05  # of the draws, for each mode: its mass is not known well before they are drawn
+_FEWEST = 25  # weights in a mode's cell: fewer have no tail to smooth
 
 
 def fit_laplace(
@@ -54,12 +60,12 @@ def fit_laplace(
     loo: bool | None = None,
     random_seed: int | None = None,
 ) -> xr.DataTree:
-    r"""Approximate the posterior at EM's optimum, and say whether the approximation stands.
+    r"""Approximate the posterior around its modes, and say whether the approximation stands.
 
-    Draws :math:`\theta_s` from the normal distribution q at the mode, in the unconstrained
-    coordinates of `sample_posterior`, get weights :math:`p(\theta_s \mid x) / q(\theta_s)`,
-    smoothed by PSIS.  As many as are worth the effective number are kept, by systematic
-    resampling, so that the kept draws count alike.
+    Draws :math:`\theta_s` from t distributions q about the modes that hold a hundredth of the mass
+    or more (one, mostly), in the unconstrained coordinates of `sample_posterior`, get weights
+    :math:`p(\theta_s \mid x) / q(\theta_s)`, smoothed by PSIS.  As many as are worth the effective
+    number are kept, by systematic resampling, so that the kept draws count alike.
 
     Parameters
     ----------
@@ -77,8 +83,8 @@ def fit_laplace(
         Parameters that do not move, as in `fit_em`. The prior is that of the free ones given the
         fixed.
     mle : DataTree, optional
-        A fit by `fit_em` of the same specification and data, from which the mode is sought and
-        whose labels the draws get. Default: it is made here.
+        A fit by `fit_em` of the same specification and data, from whose optima the modes are
+        sought, and whose labels the draws get. Default: it is made here.
     draws : int
         Draws from the approximation: one pass over the data each.
     threads : int, optional
@@ -93,23 +99,25 @@ def fit_laplace(
     Returns
     -------
     xarray.DataTree
-        As that of `sample_posterior`, with one chain of independent draws; ``criteria`` has
-        ``pareto_k`` and ``effective_draws`` of the importance weights, and ``log_evidence``, the
-        log marginal likelihood by their mean, with ``log_evidence_se``: of this mode and its
-        copies (`log_marginal_likelihood`). The error is understated where k is near 0.5 or above:
-        rare weights that no draw had are not in it.
+        As that of `sample_posterior`, with one chain of independent draws; in ``modes``
+        (`mode`) the masses are by the weights. ``criteria`` has ``pareto_k`` and
+        ``effective_draws`` of the importance weights, and ``log_evidence``, the log marginal
+        likelihood by their mean, with ``log_evidence_se``: of these modes and their copies
+        (`log_marginal_likelihood`). The error is understated where k is near 0.5 or above: rare
+        weights that no draw had are not in it.
 
     Raises
     ------
     ArgumentError, NotYetSupportedError, DataError
         For bad input, naming it; for a specification with ``prior=None``.
     NumericalError
-        If the log-posterior has no peak near EM's optimum.
+        If the log-posterior has no peak near any of EM's optima.
 
     Warns
     -----
     PosteriorWarning
-        If the approximation does not stand: `sample_posterior` is the answer then.
+        If the approximation does not stand: `sample_posterior` is the answer then. Or if there are
+        several modes, of which means would be averages.
     """
     refuse_other(spec)
     whole_number("draws", draws, least=100)
@@ -126,109 +134,115 @@ def fit_laplace(
         mle=mle,
         random_seed=random_seed,
     )
-    mode = _peak(mode_near(task.target, task.pivot))
+    modes = modes_of(task)
+    if not modes:
+        raise _no_peak(task)
     task.clock.lap("mode")
-    rng = np.random.default_rng(task.seed)
-    points, value, log_weight = _weighted(task.target, mode, draws, rng, threads)
-    weight, k = _smoothed(log_weight)
+    rng = np.random.default_rng([task.seed, 1])  # the atlas has used the other
+    drawn = _weighted(task, modes, draws, rng, threads)
+    weight, k = smoothed(drawn.log_weight)
     effective = 1.0 / float(weight @ weight)
-    chosen = _resampled(weight, rng)
-    evidence = _evidence(task, mode, points, log_weight)
+    chosen = resampled(weight, rng)
+    evidence = _evidence(task, drawn)
     task.clock.lap("draws")
-    stats = xr.Dataset({"lp": (("chain", "draw"), value[None, chosen])})
-    fit, margin = collect(spec, task, points[None, chosen], stats, log_likelihood, loo)
-    verdict = Verdict(
-        (
-            _pareto(k),
-            _effective(effective),
-            *([] if margin is None else [ambiguous_labels(margin)]),
-        )
-    )
+    stats = xr.Dataset({"lp": (("chain", "draw"), drawn.value[None, chosen])})
+    fit, margin = collect(spec, task, drawn.points[None, chosen], stats, log_likelihood, loo)
+    among = judge_weighted(describe_modes(fit, drawn.modes, drawn.place[None, chosen]))
+    count = int(np.isfinite(drawn.log_weight).sum())
+    verdict = judge_draws(k, count, effective, margin, among)
     task.clock.lap("summary")
     criteria = {"pareto_k": k, "effective_draws": effective}
     if evidence is not None:
         criteria |= {"log_evidence": evidence.value, "log_evidence_se": evidence.error}
-    found = fit["criteria"].to_dataset() if "criteria" in fit.children else xr.Dataset()
-    fit["criteria"] = xr.DataTree(found.assign({n: ((), v) for n, v in criteria.items()}))
+    known = fit["criteria"].to_dataset() if "criteria" in fit.children else xr.Dataset()
+    fit["criteria"] = xr.DataTree(known.assign({n: ((), v) for n, v in criteria.items()}))
     fit.attrs |= task.attributes(verdict) | {"engine": "laplace", "stop_reason": "completed"}
     warn(verdict, PosteriorWarning)
     return fit
 
 
-def _peak(quadratic: Quadratic) -> Quadratic:
-    if quadratic.is_peak and quadratic.distance < 0.1:
-        return quadratic
-    found = "was not reached" if quadratic.is_peak else "is flat, or none, in some direction"
-    raise NumericalError(
+def _no_peak(task: Task) -> NumericalError:
+    is_peak = mode_near(task.target, task.pivot).is_peak
+    found = "was not reached" if is_peak else "is flat, or none, in some direction"
+    return NumericalError(
         "there is no normal approximation: the peak of the log-posterior near EM's optimum "
         f"{found}. The data say too little about some component: use fewer components, a stronger "
         "prior, or sample_posterior"
     )
 
 
+class _Weighted(NamedTuple):
+    """Draws (s, p) with log-posterior and log-weight (s,), and in which mode's cell each is."""
+
+    points: Array
+    value: Array
+    log_weight: Array
+    place: Labels
+    modes: Sequence[Mode]
+
+
 def _weighted(
-    target: Target, mode: Quadratic, draws: int, rng: np.random.Generator, threads: int | None
-) -> tuple[Array, Array, Array]:
-    """Return draws from the approximation, their log-posterior, and their log-weights."""
-    z = rng.standard_normal((draws, target.size))
-    points = mode.point + z @ mode.root.T
-    value = target.values(points, threads)
-    value[~np.isfinite(value)] = -math.inf  # outside of the posterior's support
-    return points, value, value + 0.5 * (z**2).sum(axis=1)
+    task: Task,
+    modes: Sequence[Mode],
+    draws: int,
+    rng: np.random.Generator,
+    threads: int | None,
+) -> _Weighted:
+    """Draw around the modes that hold mass, and weigh draws and modes, the largest first."""
+    held = shares(modes) >= HOLDS_MASS
+    share = np.where(held, np.maximum(shares(modes), _LEAST), 0.0)
+    parts = [Student(mode.quadratic) for mode in modes]
+    points, log_density = proposed(parts, share / share.sum(), draws, rng)
+    value = task.target.values(points, threads)
+    found = task.target.parameters(points)
+    place, is_own = cells(
+        modes, found["weight"], found["mean"], found["covariance"], kinds=task.kinds
+    )
+    # Of the copies of a draw one counts; and none outside of the posterior's support.
+    inside = is_own & np.isfinite(value)
+    log_weight = np.where(inside, value - log_density, -math.inf)
+    weighed = [
+        _weighed(mode, log_weight[place == i], draws) if held[i] else mode
+        for i, mode in enumerate(modes)
+    ]
+    order = np.argsort([-mode.log_evidence for mode in weighed], kind="stable")
+    ranked = [weighed[i] for i in order]
+    return _Weighted(points, value, log_weight, np.argsort(order)[place], ranked)
 
 
-def _evidence(task: Task, mode: Quadratic, points: Array, log_weight: Array) -> Estimate | None:
-    """Return the log evidence by the mean weight in the pivot's region, and its error.
+def _weighed(mode: Mode, log_weight: Array, draws: int) -> Mode:
+    """Return a mode with its mass by the weights in its cell, of so many draws in all."""
+    log_weight = log_weight[np.isfinite(log_weight)]
+    if len(log_weight) < _FEWEST:
+        return mode
+    total = float(logsumexp(log_weight))
+    weight = np.exp(log_weight - total)
+    error = math.sqrt(max(0.0, float(weight @ weight) - 1.0 / draws))
+    return replace(
+        mode,
+        log_evidence=total - math.log(draws),
+        pareto_k=smoothed(log_weight)[1],
+        error=error,
+    )
+
+
+def _evidence(task: Task, drawn: _Weighted) -> Estimate | None:
+    """Return the log evidence by the mean weight in the modes' regions, and its error.
 
     None where the prior's normalising constant is not known.
     """
     if not is_normalised(task.target.space):
         return None
-    region = Region(task.target, task.pivot, task.kinds)
-    inside = np.where(region.holds(points), log_weight, -math.inf)
+    log_weight = drawn.log_weight.copy()
+    for i in np.unique(drawn.place):
+        region = Region(task.target, drawn.modes[i].parameters, task.kinds)
+        rows = np.flatnonzero(drawn.place == i)
+        log_weight[rows[~region.holds(drawn.points[rows])]] = -math.inf
     constant = log_normaliser(task.prior, task.target.space.chart, task.seed)
-    n, p = points.shape
-    top = float(inside.max())
-    weight = np.exp(inside - top) if math.isfinite(top) else np.zeros(n)
+    top = float(log_weight.max())
+    weight = np.exp(log_weight - top) if math.isfinite(top) else np.zeros(len(log_weight))
     if not weight.any():
         return Estimate(-math.inf, math.inf)
-    log_volume = 0.5 * p * math.log(2.0 * math.pi) + np.linalg.slogdet(mode.root)[1]
-    value = top + math.log(weight.mean()) + log_volume + region.log_copies - constant.value
-    error = weight.std() / weight.mean() / math.sqrt(n)
+    value = top + math.log(weight.mean()) + region.log_copies - constant.value
+    error = weight.std() / weight.mean() / math.sqrt(len(log_weight))
     return Estimate(float(value), math.hypot(float(error), constant.error))
-
-
-def _smoothed(log_weight: Array) -> tuple[Array, float]:
-    """Return normalised weights smoothed by PSIS, and Pareto's k."""
-    statistics = import_module("arviz_stats.base").array_stats  # late: it takes a second
-    finite = np.isfinite(log_weight)
-    weight = np.zeros(len(log_weight))
-    # ArviZ takes log-likelihoods whose inverse is the weight.
-    smoothed, k = statistics.psislw(-log_weight[finite])
-    weight[finite] = np.exp(smoothed - smoothed.max())
-    return weight / weight.sum(), float(k)
-
-
-def _resampled(weight: Array, rng: np.random.Generator) -> Any:
-    """Return the indices of equally weighted draws, by systematic resampling, in random order."""
-    n = max(4, int(1.0 / float(weight @ weight)))
-    place = (np.arange(n) + rng.random()) / n
-    chosen = np.minimum(np.searchsorted(np.cumsum(weight), place), len(weight) - 1)
-    return rng.permutation(chosen)
-
-
-def _pareto(k: float) -> Check:
-    status = PARETO_K.grade(k)
-    evidence = f"Pareto's k of the importance weights is {k:.2f} (at most {PARETO_K.ok} is good)"
-    advice = (
-        "The posterior is too unlike a normal distribution around its mode for the approximation "
-        "to stand for it. Use sample_posterior."
-    )
-    return Check("pareto-k", status, evidence, "" if status == "ok" else advice)
-
-
-def _effective(count: float) -> Check:
-    status = EFFECTIVE.grade(count)
-    evidence = f"the weighted draws are worth {count:.0f} independent ones"
-    advice = "Summaries rest on too few draws: raise draws, or use sample_posterior."
-    return Check("effective-draws", status, evidence, "" if status == "ok" else advice)

@@ -24,26 +24,25 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, minimize
 
 from bayesgmm import tree
 from bayesgmm.arguments import whole_number
-from bayesgmm.checks import Check, Limit, Verdict, warn
+from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.errors import ArgumentError, PosteriorWarning
+from bayesgmm.evidence.copies import Flags
 from bayesgmm.labels import Labels, align, apply
 from bayesgmm.moments import Array, Parameters
-from bayesgmm.posterior.atlas import PARETO_K, Mode, bridged, nearest, shares
+from bayesgmm.posterior.atlas import Mode, bridged, nearest, shares
+from bayesgmm.posterior.mode_verdict import Places, judge_combined, judge_modes
 from bayesgmm.posterior.verdict import posterior_verdict
+from bayesgmm.posterior.weighting import judge_draws
+from bayesgmm.rows import are_weighted
 from bayesgmm.target.density import Target
 
-HOLDS_MASS = 0.01  # share of the mass, or of the draws, from which a mode counts
-_RHAT = Limit(1.05, 1.05)  # of being in a mode
 _EVEN = 1e-3  # lambda - 1: how much even weights are preferred
-_UNSURE = 0.3  # standard error of a log mass
 _LIVES = 0.1  # share of a chain's draws in a mode from which it counts among that mode's chains
-Places = NDArray[np.intp]
 
 
 def stacking(elpd: Array) -> Array:
@@ -100,6 +99,11 @@ def add_modes(
         weighed = bridged(target, modes, place.ravel(), flat, np.random.default_rng(seed))
         order = np.argsort([-mode.log_evidence for mode in weighed], kind="stable")
         modes, place = [weighed[i] for i in order], np.argsort(order)[place]
+    return judge_modes(place, describe_modes(fit, modes, place))
+
+
+def describe_modes(fit: xr.DataTree, modes: Sequence[Mode], place: Places) -> xr.Dataset:
+    """Put in a fit in which mode each draw is, (chain, draw), and return its group ``modes``."""
     fit["sample_stats"] = fit["sample_stats"].to_dataset().assign(mode=(("chain", "draw"), place))
     numbers = np.arange(len(modes))
     visited = (place == numbers[:, None, None]).mean(axis=2)
@@ -124,76 +128,21 @@ def add_modes(
     found = found.assign(visited=(("mode", "chain"), visited))
     found = found.assign({name: ("mode", np.asarray(v)) for name, v in by_mode.items()})
     found = found.assign({name: ("chain", v) for name, v in by_chain.items()})
-    fit["modes"] = xr.DataTree(found.assign_coords(chain=np.arange(shape[0])))
-    return judge_modes(place, found)
-
-
-def judge_modes(place: Places, modes: xr.Dataset) -> Check:
-    """Judge whether the chains have been in all modes that hold mass, and pass between them.
-
-    Parameters
-    ----------
-    place : (chain, draw) integer array
-        The mode that each draw is in.
-    modes : Dataset
-        ``log_density, share`` (mode) and ``visited`` (mode, chain).
-    """
-    share, height = modes["share"].to_numpy(), modes["log_density"].to_numpy()
-    visited = modes["visited"].to_numpy()
-    counts = np.flatnonzero((share >= HOLDS_MASS) | (visited.mean(axis=1) >= HOLDS_MASS))
-    if len(counts) == 1:
-        only = float(height[counts[0]])
-        least = f"{1.0 - HOLDS_MASS:.0%} of the posterior or more"
-        return Check("modes", "ok", f"one mode, of log-density {only:.1f}, holds {least}")
-    apart, missed, words = [], [], []
-    rhat_of = import_module("arviz_stats.base").array_stats.rhat
-    for m in counts:
-        inside = (place == m).astype(float)
-        here = np.flatnonzero(visited[m] > 0.5)
-        chains = f"chains {', '.join(map(str, here))}" if len(here) else "no chain"
-        word = f"mode {m} (log-density {height[m]:.1f}, an estimated {share[m]:.2g} of the mass) "
-        words.append(f"{word}has {visited[m].mean():.2g} of the draws, {chains} most of the time")
-        if not inside.any():
-            missed.append(m)
-        elif not inside.all():
-            with np.errstate(all="ignore"):  # chains that never leave have no variance
-                rhat = float(rhat_of(inside, method="split"))
-            apart += [m] if _RHAT.grade(rhat) != "ok" else []
-    evidence = f"{len(counts)} modes: {'; '.join(words)}"
-    more = ""
-    if len(counts) > len(place):
-        more = f" There are more modes than chains: chains={len(counts)} starts one in each."
-    if apart:
-        return Check(
-            "modes",
-            "fail",
-            evidence,
-            "The chains do not pass between unlike modes as often as it takes, so that the share "
-            "of the draws in each is that of the starts: no average of all draws means anything. "
-            "bg.mode(post, i) gives the draws of one mode, bg.combine_modes(post) all of them by "
-            "the modes' shares. Use fewer components or a stronger prior if one answer is needed."
-            f"{more}",
-        )
-    if missed:
-        return Check(
-            "modes",
-            "warn",
-            evidence,
-            "No chain has been where the atlas of modes says that there is some mass. Sample more "
-            f"chains (they start from the modes in turn).{more}",
-        )
-    return Check("modes", "ok", f"{evidence}; the chains pass between them")
+    found = found.assign_coords(chain=np.arange(len(place)))
+    fit["modes"] = xr.DataTree(found)
+    return found
 
 
 def mode(fit: xr.DataTree, number: int = 0) -> xr.DataTree:
     """Return the draws of one mode: of the chains that live in it, what they have drawn there.
 
-    A chain lives in every mode that has a tenth of its draws.
+    A chain lives in every mode that has a tenth of its draws; weighted draws in all that they are
+    in.
 
     Parameters
     ----------
     fit : DataTree
-        By `sample_posterior`.
+        By `sample_posterior` or `fit_laplace`.
     number : int
         Of the mode, as in ``fit["modes"]``; 0 is the one with the largest share.
 
@@ -212,7 +161,7 @@ def mode(fit: xr.DataTree, number: int = 0) -> xr.DataTree:
     whole_number("number", number, least=0)
     if number >= modes.sizes["mode"]:
         raise ArgumentError("number", f"is {number}; the modes are 0 to {modes.sizes['mode'] - 1}")
-    lives = modes["visited"].to_numpy() >= _LIVES
+    lives = _lived_in(fit, modes)
     chains = np.flatnonzero(lives[number])
     if not len(chains):
         others = ", ".join(map(str, np.flatnonzero(lives.any(axis=1))))
@@ -227,7 +176,12 @@ def mode(fit: xr.DataTree, number: int = 0) -> xr.DataTree:
     _align(found, theta)
     if "pivot" in found.children:
         found["pivot"] = tree.dataset(tree.arrays(theta), tree.names_of(fit))
-    found.attrs |= {"mode": int(number), "verdict": _judged(found).to_json()}
+    if are_weighted(fit):
+        k = float(modes["pareto_k"][number])
+        verdict = judge_draws(k, count, float(count), _margin(found))
+    else:
+        verdict = _judged(found)
+    found.attrs |= {"mode": int(number), "verdict": verdict.to_json()}
     return found
 
 
@@ -261,7 +215,7 @@ def combine_modes(fit: xr.DataTree, *, random_seed: int | None = None) -> xr.Dat
     """
     modes, place = _modes_of(fit)
     rng = np.random.default_rng(seed_of(random_seed))
-    lived = np.flatnonzero((modes["visited"].to_numpy() >= _LIVES).any(axis=1))
+    lived = np.flatnonzero(_lived_in(fit, modes).any(axis=1))
     share = modes["share"].to_numpy()
     weight = share[lived] / share[lived].sum()
     parts = [mode(fit, int(number)) for number in lived]
@@ -275,7 +229,8 @@ def combine_modes(fit: xr.DataTree, *, random_seed: int | None = None) -> xr.Dat
     order = rng.permutation(np.concatenate(chosen))
     found = _taken(fit, order[None, :, 0], order[None, :, 1])
     shown = {str(number): float(w) for number, w in zip(lived, weight, strict=True)}
-    verdict = Verdict((_combined(modes, lived, weight, parts),))
+    verdicts = [Verdict.from_json(part.attrs["verdict"]) for part in parts]
+    verdict = Verdict((judge_combined(modes, lived, weight, verdicts),))
     found.attrs |= {
         "draws": "independent",
         "combined": json.dumps(shown),
@@ -283,6 +238,12 @@ def combine_modes(fit: xr.DataTree, *, random_seed: int | None = None) -> xr.Dat
     }
     warn(verdict, PosteriorWarning)
     return found
+
+
+def _lived_in(fit: xr.DataTree, modes: xr.Dataset) -> Flags:
+    """Say which mode each chain lives in, (mode, chain)."""
+    visited = modes["visited"].to_numpy()
+    return np.asarray(visited > 0.0 if are_weighted(fit) else visited >= _LIVES)
 
 
 def _modes_of(fit: Any) -> tuple[xr.Dataset, Places]:
@@ -338,14 +299,19 @@ def _align(fit: xr.DataTree, theta: Parameters) -> None:
     )
 
 
+def _margin(fit: xr.DataTree) -> Array | None:
+    """Return how sure the labels are; None of one component."""
+    return fit["labels"]["margin"].to_numpy() if fit["posterior"].sizes["cluster"] > 1 else None
+
+
 def _judged(fit: xr.DataTree) -> Verdict:
-    k, still = fit["posterior"].sizes["cluster"], None
+    still = None
     if fit.attrs.get("fixed"):
         draws = {name: fit["posterior"][name].to_numpy() for name in tree.DIMS}
         still = {name: np.ptp(value, axis=(0, 1)) == 0.0 for name, value in draws.items()}
     return posterior_verdict(
         *(fit[group].to_dataset() for group in ("posterior", "label_free", "sample_stats")),
-        margin=fit["labels"]["margin"].to_numpy() if k > 1 else None,
+        margin=_margin(fit),
         family=tree.spec_of(fit).covariance,
         max_treedepth=None,
         still=still,
@@ -381,34 +347,3 @@ def _worth(fit: xr.DataTree) -> float:
     array_stats = import_module("arviz_stats.base").array_stats
     with np.errstate(all="ignore"):
         return float(np.nan_to_num(np.nanmin(array_stats.ess(quantity, method="bulk")), nan=1.0))
-
-
-def _combined(
-    modes: xr.Dataset, lived: Places, weight: Array, parts: Sequence[xr.DataTree]
-) -> Check:
-    """Judge the draws of several modes together."""
-    words = []
-    doubts = []
-    for number, w, part in zip(lived, weight, parts, strict=True):
-        words.append(f"mode {number} with {w:.2g} of the mass")
-        verdict = Verdict.from_json(part.attrs["verdict"])
-        bad = [check.code for check in verdict.checks if check.status == "fail"]
-        doubts += [f"the draws of mode {number} do not pass {', '.join(bad)}"] if bad else []
-        k, error = (float(modes[name][number]) for name in ("pareto_k", "log_evidence_error"))
-        doubt = f"Pareto's k {k:.2f}" if k > PARETO_K else f"standard error {error:.2f} of its log"
-        if k > PARETO_K or error > _UNSURE:
-            doubts.append(f"the mass of mode {number} is uncertain ({doubt})")
-    missed = np.setdiff1d(np.flatnonzero(modes["share"].to_numpy() >= HOLDS_MASS), lived)
-    doubts += [
-        f"mode {m}, with an estimated {float(modes['share'][m]):.2g}, is not in it" for m in missed
-    ]
-    evidence = "; ".join([f"draws of {' and '.join(words)}", *doubts])
-    if not doubts:
-        return Check("modes", "ok", evidence)
-    return Check(
-        "modes",
-        "warn",
-        evidence,
-        "Say with what is reported that it rests on these weights; sample more chains, or longer, "
-        "or use fewer components or a stronger prior.",
-    )
