@@ -175,8 +175,11 @@ WORKS: dict[str, tuple[Callable[[Any, Path], Any], set[str]]] = {
     "loo_pit": (lambda t, _: bg.loo_pit(t), DRAWS - {"bootstrap"}),
     "sensitivity": (lambda t, _: bg.sensitivity(t), DRAWS - {"bootstrap"}),
     "compare, first": (lambda t, _: bg.compare(t, boot()), POINTS - {"fixed"}),
-    "mode": (lambda t, _: bg.mode(t), {"posterior"}),
-    "combine_modes": (lambda t, _: quiet(bg.combine_modes, t, random_seed=1), {"posterior"}),
+    "mode": (lambda t, _: bg.mode(t), DRAWS - {"bootstrap"}),
+    "combine_modes": (
+        lambda t, _: quiet(bg.combine_modes, t, random_seed=1),
+        DRAWS - {"bootstrap"},
+    ),
     "compare, second": (lambda t, _: bg.compare(em(), t), DRAWS),
     "plot_density, first": (lambda t, _: bg.plot_density(t, boot()), POINTS),
     "plot_density, second": (lambda t, _: bg.plot_density(em(), t), POINTS | DRAWS),

@@ -250,7 +250,9 @@ def _modes_of(fit: Any) -> tuple[xr.Dataset, Places]:
     """Return what a fit knows of its modes, and in which each draw is."""
     found = tree.whole("fit", fit)
     if "modes" not in found.children:
-        raise ArgumentError("fit", "knows of no modes: give draws by sample_posterior")
+        raise ArgumentError(
+            "fit", "knows of no modes: give draws by sample_posterior or fit_laplace"
+        )
     return found["modes"].to_dataset(), found["sample_stats"]["mode"].to_numpy()
 
 
