@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.data.preflight import check_units
 from bayesgmm.data.table import Table
 from bayesgmm.streams import Rows
 
 
-def _median(column: Array, frequency: Array | None) -> float:
+def median(column: Array, frequency: Array | None) -> float:
     """Return the weighted median: to the bit the same in any order, or for a row twice.
 
     Unlike the mean it leaves the digits of the other rows alone when one is far out. The column,
@@ -31,13 +30,13 @@ def _median(column: Array, frequency: Array | None) -> float:
 def location_and_spread(rows: Rows) -> tuple[Array, Array]:
     """Return the medians and standard deviations of what is observed in each column."""
     d = rows.x.shape[1]
-    median = np.array([_median(*rows.column(j)) for j in range(d)])
+    center = np.array([median(*rows.column(j)) for j in range(d)])
     low, high = rows.extremes()
-    largest = np.maximum(median - low, high - median)  # so that no square overflows or vanishes
-    mean = rows.means(lambda x: (x - median) / largest)
-    variance = rows.means(lambda x: ((x - median) / largest - mean) ** 2)
+    largest = np.maximum(center - low, high - center)  # so that no square overflows or vanishes
+    mean = rows.means(lambda x: (x - center) / largest)
+    variance = rows.means(lambda x: ((x - center) / largest - mean) ** 2)
     total = rows.observed()
-    return median, largest * np.sqrt(variance * (total / (total - 1.0)))
+    return center, largest * np.sqrt(variance * (total / (total - 1.0)))
 
 
 def moments_of(rows: Rows) -> tuple[Array, Array]:
@@ -70,10 +69,9 @@ def center_of(median: Array, table: Table) -> tuple[Array, Array]:
     return center, shift
 
 
-def scale_of(spread: Array, names: Sequence[str], family: Covariance | None) -> Array:
+def scale_of(spread: Array, family: Covariance | None) -> Array:
     """Return powers of two near the spreads; one for all if the family depends on units."""
     if family is not None and not family.is_axis_equivariant:
-        check_units(spread, names, family)
         largest = spread.max()
         spread = np.full_like(spread, largest * np.sqrt(np.mean((spread / largest) ** 2)))
     power: Array = np.ldexp(1.0, np.rint(np.log2(spread)).astype(int))

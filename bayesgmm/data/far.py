@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array
+from bayesgmm.data.anchoring import median
 from bayesgmm.data.cells import count, row_label
 from bayesgmm.data.preflight import LARGEST_SD, warn
 from bayesgmm.errors import ScaleError
 from bayesgmm.streams import Rows, blocks
 
-_FAR = 1e6  # distance from the median of a column, in those of half of the rows
+_FAR = 1e3  # distance from the median of a column, in those of half of the rows
 
 
 def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
@@ -32,17 +33,24 @@ def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Far:
-    """Rows that are far from all others: where, and how many times as far as half of them."""
+    """Rows that are far from all others: which, and how many times as far as half of them.
+
+    Parameters
+    ----------
+    rows : (m,) array of int
+        Their numbers; mostly there are none.
+    times : (m, d) array
+        By column; 0 where a row is not far.
+    """
 
     rows: NDArray[np.intp]
-    column: int
     times: Array
 
 
-def far_rows(rows: Rows) -> Far | None:
-    """Return the rows that are a million times as far out as half of them, by one column.
+def far_rows(rows: Rows) -> Far:
+    """Return the rows that are a thousand times as far out as half of them, in some column.
 
-    They are at most d + 1, or they are none: more are a group.
+    They stand for at most d + 1 observations, or they are none: more are a group.
 
     Parameters
     ----------
@@ -54,33 +62,49 @@ def far_rows(rows: Rows) -> Far | None:
     # They are most of the sum of squares if there are any: so they are seldom looked for.
     unweighted = sum(np.nansum(part**2, axis=0) for part, _ in rows)
     furthest = np.maximum(-low, high)
+    limit = np.full(d, np.inf)
     for j in np.flatnonzero(furthest**2 * (d + 1) >= 0.1 * unweighted).tolist():
-        column = rows.column(j)[0]
-        half = float(np.median(np.abs(column, out=column), overwrite_input=True))
-        if half == 0:
-            continue
-        where, times = [], []
-        for part, _, place in rows.placed():
-            is_far = np.abs(part[:, j]) > _FAR * half
-            where.append(place[is_far])
-            times.append(np.abs(part[is_far, j]) / half)
-        found = Far(np.concatenate(where), int(j), np.concatenate(times))
-        if 0 < len(found.rows) <= d + 1:
-            return found
-    return None
+        column, frequency = rows.column(j)
+        half = median(np.abs(column, out=column), frequency)
+        limit[j] = _FAR * half if half > 0 else np.inf
+    none = Far(np.empty(0, dtype=np.intp), np.empty((0, d)))
+    if not (furthest > limit).any():
+        return none
+    where, times, weight = [], [], []
+    for part, w, place in rows.placed():
+        beyond = np.abs(part) > limit
+        some = beyond.any(axis=1)
+        where.append(place[some])
+        times.append(np.where(beyond[some], np.abs(part[some]) / (limit / _FAR), 0.0))
+        weight.append(np.ones(len(where[-1])) if w is None else w[some])
+    ratio, each = np.concatenate(times), np.concatenate(weight)
+    ratio[:, each @ (ratio > 0) > d + 1] = 0.0
+    is_far = ratio.any(axis=1)
+    if each[is_far].sum() > d + 1:
+        return none
+    return Far(np.concatenate(where)[is_far], ratio[is_far])
 
 
-def warn_of_far_rows(rows: Rows, index: pd.Index[Any], names: Sequence[str]) -> None:
+def without(rows: Rows, far: NDArray[np.intp]) -> Rows:
+    """Return rows without some of them, whose weight becomes 0; the same if there are none."""
+    if not len(far):
+        return rows
+    weight = rows.weight.copy() if rows.weight.size else np.ones(len(rows.x))
+    weight[far] = 0.0
+    return replace(rows, weight=weight)
+
+
+def warn_of_far_rows(far: Far, index: pd.Index[Any], names: Sequence[str]) -> None:
     """Warn of a few rows that are far from all others, and name the furthest."""
-    far = far_rows(rows)
-    if far is None:
+    if not len(far.rows):
         return
-    top, found = int(np.argmax(far.times)), len(far.rows)
+    top, j = np.unravel_index(np.argmax(far.times), far.times.shape)
+    found = len(far.rows)
     others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
     warn(
         "far-row",
-        f"row {row_label(index[far.rows[top]])} is {far.times[top]:.2g} "
-        f"times as far from the median of column {names[far.column]!r} as half of the rows are"
+        f"row {row_label(index[far.rows[top]])} is {far.times[top, j]:.2g} "
+        f"times as far from the median of column {names[j]!r} as half of the rows are"
         f"{others}: alone in a component with a covariance of its own it makes the likelihood "
         "infinite, and default priors take their scale from it; correct or drop it, leave it to a "
         "noise component (noise=True), or use a family with a common covariance (EEE, EEI, EII, E)",

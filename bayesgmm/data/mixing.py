@@ -51,13 +51,14 @@ def taken_apart(data: Data, family: Covariance) -> Data:
     """
     if not (family.is_affine_equivariant and data.is_complete):
         return data
-    sd = np.sqrt(np.diagonal(data.covariance))
-    if np.linalg.eigvalsh(data.covariance / sd[:, None] / sd)[0] > _NEARLY_DEPENDENT:
+    rows = data.near  # a far row would be all that columns have in common
+    mean, covariance = moments_of(rows) if len(data.far) else (data.mean, data.covariance)
+    sd = np.sqrt(np.diagonal(covariance))
+    if np.linalg.eigvalsh(covariance / sd[:, None] / sd)[0] > _NEARLY_DEPENDENT:
         return data
-    rows = Rows(data.x, data.weight)
     if rows.count()[0] <= data.d:
         return data
-    r = triangle(deviations(rows, moments_of(rows)[0]))
+    r = triangle(deviations(rows, mean))
     r, pivot = qr(r / sd, mode="r", pivoting=True)
     mix = np.empty((data.d, data.d))
     mix[pivot] = sd[pivot, None] * r.T

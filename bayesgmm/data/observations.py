@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.data.anchoring import (
-    center_of,
-    deviations,
-    location_and_spread,
-    moments_of,
-    scale_of,
-)
+from bayesgmm.data.anchoring import center_of, location_and_spread, moments_of, scale_of
 from bayesgmm.data.cells import Missing
-from bayesgmm.data.far import refuse_far_rows, warn_of_far_rows
+from bayesgmm.data.far import far_rows, refuse_far_rows, warn_of_far_rows, without
 from bayesgmm.data.partial_labels import read_labels, refuse_impossible
 from bayesgmm.data.preflight import (
     check_dependence,
+    check_units,
     observation_weights,
     refuse_constant,
     refuse_extreme_spread,
@@ -50,7 +45,7 @@ from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Noise, Parameters
 from bayesgmm.noise import rescaled
-from bayesgmm.streams import Rows, blocks, has_nan, room_like, row_by_row, triangle
+from bayesgmm.streams import Rows, blocks, has_nan, room_like, row_by_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +128,23 @@ class Data:
         return (
             self.x if self.is_complete else filled(self.groups, self.mean, self.covariance, self.x)
         )
+
+    @cached_property
+    def far(self) -> NDArray[np.intp]:
+        """Numbers of the rows that are far from all others; mostly there are none."""
+        return far_rows(Rows(self.x, self.weight)).rows
+
+    @property
+    def near(self) -> Rows:
+        """The other rows."""
+        return without(Rows(self.x, self.weight), self.far)
+
+    @cached_property
+    def sd(self) -> Array:
+        """(d,) standard deviations of x in the rows that are not far from all others."""
+        if len(self.far):
+            return location_and_spread(self.near)[1]
+        return np.asarray(np.sqrt(np.diagonal(self.covariance)))
 
     @property
     def row_log_jacobian(self) -> Array | float:
@@ -293,12 +305,17 @@ def read(
     median, spread = location_and_spread(rows)
     refuse_extreme_spread(spread, names)
     center, shift = center_of(median, table)
-    scale = scale_of(spread, names, family)
+    scale = scale_of(spread, family)
     x -= shift
     x /= scale
     refuse_far_rows(x, index)
-    warn_of_lost_digits(table, center, spread)
-    warn_of_far_rows(rows, index, names)
+    far = far_rows(rows)
+    near = without(rows, far.rows)
+    own = spread if near is rows else scale * location_and_spread(near)[1]
+    if family is not None and not family.is_axis_equivariant:
+        check_units(own, names, family)
+    warn_of_lost_digits(table, center, own)
+    warn_of_far_rows(far, index, names)
     # What columns and rows have in common is looked for in complete rows.
     complete = rows if is_complete else replace(rows, complete=True)
     n_complete, total = complete.count()[0], rows.count()[1]
@@ -306,12 +323,12 @@ def read(
     if enough:
         mean, covariance = moments_of(complete)
     if family is not None:
-        if not family.is_diagonal and enough and n_complete > d and np.diag(covariance).all():
-            rounding = float((table.epsilon * np.maximum(np.abs(center) / spread, 1.0)).max())
-            location = center + scale * mean
+        if not family.is_diagonal and enough:
+            rounding = float((table.epsilon * np.maximum(np.abs(center) / own, 1.0)).max())
             note = "" if is_complete else f" in its {n_complete} complete rows"
-            factor = partial(_triangle, complete, mean)
-            check_dependence(factor, covariance, location, scale, names, rounding, note)
+            of_near = replace(complete, weight=near.weight)
+            moments = (mean, covariance) if near is rows else moments_of(of_near)
+            check_dependence(of_near, moments, center, scale, names, rounding, note)
         if not (family.is_diagonal or is_complete):
             warn_of_unseen_pairs(rows, names)
         warn_if_underdetermined(total, d, family, n_components)
@@ -427,10 +444,6 @@ def _without_empty_rows(
         return weight
     warn_of_empty_rows(is_empty, index)
     return np.where(is_empty, 0.0, weight if weight.size else 1.0)
-
-
-def _triangle(rows: Rows, mean: Array) -> Array:
-    return triangle(deviations(rows, mean))
 
 
 def _fingerprint(table: Table, weight: Array, probability: Array) -> str:

@@ -8,7 +8,7 @@ with the columns or rows, the evidence and a remedy.  `observation_weights` also
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array, Covariance
+from bayesgmm.data.anchoring import deviations
 from bayesgmm.data.cells import count, first_offending, row_label, to_numbers
 from bayesgmm.data.table import Table
 from bayesgmm.errors import (
@@ -29,7 +30,7 @@ from bayesgmm.errors import (
     TooFewRowsError,
     WeightError,
 )
-from bayesgmm.streams import Rows
+from bayesgmm.streams import Rows, triangle
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _SMALLEST_SD, LARGEST_SD = 1e-152, 1e152  # their squares are normal numbers, with room around them
@@ -274,9 +275,9 @@ def warn_of_lost_digits(table: Table, center: Array, spread: Array) -> None:
 
 
 def check_dependence(
-    triangle: Callable[[], Array],
-    covariance: Array,
-    location: Array,
+    rows: Rows,
+    moments: tuple[Array, Array],
+    center: Array,
     scale: Array,
     names: Sequence[str],
     rounding: float,
@@ -289,27 +290,29 @@ def check_dependence(
 
     Parameters
     ----------
-    triangle : callable
-        Gives R (d, d) of the QR decomposition of the weighted deviations from the mean.
-    covariance : (d, d) array
-        Their sums of squares.
-    location : (d,) array
-        Column means in data units.
-    scale : (d,) array
-        The unit of the deviations, in data units.
+    rows : Rows
+        Anchored, complete. So few that no covariance of theirs is definite are not judged, nor are
+        columns that are constant in them.
+    moments : tuple
+        Their mean (d,) and covariance (d, d).
+    center, scale : (d,) array
+        In data units.
     names : sequence of str
     rounding : float
-        Relative rounding error of the deviations, as they came.
+        Relative rounding error of the deviations from the mean, as they came.
     among : str
         Which rows these are, if they are not all.
     """
+    mean, covariance = moments
     d = len(names)
+    if rows.count()[0] <= d or not np.diagonal(covariance).all():
+        return
     tolerance = max(_DEPENDENT, min(2.0 * rounding, 1e-4))
     sd = np.sqrt(np.diag(covariance))
     smallest = np.linalg.eigvalsh(covariance / sd[:, None] / sd)[0]
     if smallest > max(1e-10, d / _NEARLY_DEPENDENT**2, tolerance**2):
         return  # the usual case, without a pass over the rows
-    r, pivot = scipy.linalg.qr(triangle() / sd, mode="r", pivoting=True)
+    r, pivot = scipy.linalg.qr(triangle(deviations(rows, mean)) / sd, mode="r", pivoting=True)
     rank = int(np.count_nonzero(np.abs(np.diag(r)) > tolerance))
     condition = np.inf if rank < d else float(np.linalg.cond(r))
     if condition < _NEARLY_DEPENDENT:
@@ -320,7 +323,7 @@ def check_dependence(
     for c, dependent in zip(coefficient.T, pivot[basis:], strict=True):
         null = np.zeros(d)
         null[pivot[:basis]], null[dependent] = -c, 1.0
-        found.append(_relation(null, location, sd * scale, names))
+        found.append(_relation(null, center + scale * mean, sd * scale, names))
     if rank < d:
         raise CollinearColumnsError(
             f"X has columns that are linear combinations of others{among}: "

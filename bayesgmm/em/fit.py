@@ -15,7 +15,7 @@ import xarray as xr
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
-from bayesgmm.data.cells import Missing
+from bayesgmm.data.cells import Missing, row_label
 from bayesgmm.data.mixing import taken_apart
 from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.loop import (
@@ -45,6 +45,7 @@ from bayesgmm.information.fixed import Fixed, read_fixed
 from bayesgmm.information.observed import Information, observed_information
 from bayesgmm.information.uncertainty import Kind, checked_kind, uncertainty
 from bayesgmm.mixture import GaussianMixture, refuse_other
+from bayesgmm.moments import Parameters
 from bayesgmm.noise import SHARE, Region, region_around
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.progress import is_wanted
@@ -198,8 +199,7 @@ def fit_em(
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
-        has_far = any(note.code == "far-row" for note in notes)
-        raise NumericalError(_no_usable(runs, spec, estimate, has_far=has_far))
+        raise NumericalError(_no_usable(runs, spec, estimate, data))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
     best = max(finished or usable, key=lambda i: runs[i].height)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
@@ -214,7 +214,7 @@ def fit_em(
     ranked = runs[best].parameters.take(order)
     rivals = rivals_of(runs, best, ranked, data)
     verdict = em_verdict(
-        **_facts(data, family, runs, best, twins, information, tol),
+        **_facts(data, family, runs, best, twins, information, tol, ranked),
         rivals=rivals,
         tails=tails(data.groups, ranked),
         index=data.index,
@@ -398,10 +398,13 @@ def _facts(
     twins: list[int],
     information: Information | None,
     tol: float,
+    ranked: Parameters,
 ) -> dict[str, Any]:
     """What the verdict is made from."""
     top = runs[best]
     reached = at_the_best(runs, best)
+    with np.errstate(divide="ignore"):  # a column that varies by a far row alone
+        width = np.sqrt(np.diagonal(ranked.covariance, axis1=1, axis2=2)) / data.sd
     return {
         "reason": top.reason,
         "n_iter": len(top.trace) - 1,
@@ -413,6 +416,8 @@ def _facts(
         "n_at_best": sum(twin in reached for twin in twins),
         "family": family,
         "d": data.d,
+        "far": data.index[data.far],
+        "width": width,
     }
 
 
@@ -430,19 +435,18 @@ def _next_best(runs: list[Run], family: Covariance) -> list[int]:
     ]
 
 
-def _no_usable(
-    runs: list[Run], spec: GaussianMixture, estimate: str, *, has_far: bool = False
-) -> str:
+def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str, data: Data) -> str:
     rows = "\n".join(
         f"  start {i} ({r.method}): {r.reason} after {max(len(r.trace) - 1, 0)} steps"
         for i, r in enumerate(runs)
     )
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
-    if has_far and not spec.has_noise:
+    if len(data.far) and not spec.has_noise:
         advice += (
-            ". A row is far from all others, and alone in a component it makes the likelihood "
-            "infinite: drop it, or leave it to a noise component, noise=True"
+            f". Row {row_label(data.index[data.far[0]])} is far from all others: alone in a "
+            "component it makes the likelihood infinite, with others it makes the covariance "
+            "singular; drop it, or leave it to a noise component, noise=True"
         )
     return (
         f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "

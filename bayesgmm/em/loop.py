@@ -242,8 +242,7 @@ def _trouble(parameters: Parameters, data: Data) -> str:
         whitening, _ = parameters.whitening, parameters.factor
     except np.linalg.LinAlgError:
         return "singular"
-    sd = np.sqrt(np.diagonal(data.covariance))
-    return "singular" if np.abs(whitening * sd).max() > 1.0 / _SINGULAR else ""
+    return "singular" if np.abs(whitening * data.sd).max() > 1.0 / _SINGULAR else ""
 
 
 def _has_tiny(moments: Moments, family: Covariance) -> bool:

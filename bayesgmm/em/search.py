@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.anchoring import moments_of
-from bayesgmm.data.far import far_rows
 from bayesgmm.data.observations import Data
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.em.moves import moves
@@ -196,7 +195,7 @@ def _inner(data: Data, settings: Settings, k: int) -> Data | None:
     if settings.noise is None:
         return None
     inner = data.rows(crowded(data.filled, 2 * k * (data.d + 1)))
-    if far_rows(Rows(data.x, data.weight)) is None:
+    if not len(data.far):
         return inner
     # A start is made definite in units of the spread, which is the far rows' alone.
     mean, covariance = moments_of(Rows(inner.filled, inner.weight))

@@ -15,14 +15,12 @@ import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
 from bayesgmm.covariance import Covariance, maximise
-from bayesgmm.data.far import far_rows
 from bayesgmm.data.observations import Data
 from bayesgmm.em import hierarchical
 from bayesgmm.em.hierarchical import Labels
 from bayesgmm.errors import ArgumentError
 from bayesgmm.groups import NO_LABELS, rows, split, table
 from bayesgmm.moments import (
-    UNWEIGHTED,
     Array,
     Noise,
     Parameters,
@@ -33,7 +31,7 @@ from bayesgmm.moments import (
 from bayesgmm.noise import NOISE
 from bayesgmm.prior import ConjugatePrior
 from bayesgmm.resolved import pseudo_data, pseudo_moments
-from bayesgmm.streams import Rows, blocks
+from bayesgmm.streams import blocks
 
 GIVEN = ("parameters", "labels")  # the user's own
 OTHERS = ("kmeans", "random", "random", "random")  # k-means often finds the same again
@@ -382,10 +380,8 @@ def _agglomerated(data: Data, k: int, method: str, rng: np.random.Generator) -> 
         some = np.sort(rng.choice(len(distinct), hierarchical.MOST_ROWS, replace=False))
         distinct, count = distinct[some], count[some]
     if method == "ward":
-        sd, far = np.sqrt(np.diagonal(data.covariance)), far_rows(Rows(distinct, UNWEIGHTED))
-        if far is not None:  # far from all others in any direction, and so groups of their own
-            sd = np.delete(distinct, far.rows, axis=0).std(axis=0)
-        labels = hierarchical.ward(distinct / np.where(sd > 0, sd, 1.0), k)
+        # In these units a row far from all others is so in any direction: a group of its own.
+        labels = hierarchical.ward(distinct / np.where(data.sd > 0, data.sd, 1.0), k)
     else:
         labels = hierarchical.ellipsoids(
             hierarchical.sphered(distinct, data.mean, data.covariance), k

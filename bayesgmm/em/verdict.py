@@ -9,12 +9,13 @@ import numpy as np
 
 from bayesgmm.checks import Check, Verdict
 from bayesgmm.covariance import Array, Covariance
-from bayesgmm.data.cells import row_label
+from bayesgmm.data.cells import count, row_label
 from bayesgmm.em.loop import UNUSABLE
 from bayesgmm.em.rivals import NEAR, Rival
 from bayesgmm.em.tails import Tails
 
 _MOST_RIVALS = 3  # that are told
+_WIDE = 10.0  # times the rows' own spread, which only a component of a hundredth of them may be
 # What a component is made of that is returned only where there is nothing else.
 _NO_OPTIMUM = {
     "spurious": "a few points that are close by chance, where the likelihood has a spike",
@@ -37,6 +38,8 @@ def em_verdict(
     rivals: Sequence[Rival] = (),
     tails: Tails | None = None,
     index: Any = None,
+    far: Sequence[Any] = (),
+    width: Array | None = None,
 ) -> Verdict:
     """Judge a fit by EM.
 
@@ -65,12 +68,17 @@ def em_verdict(
         How far out rows are, if it is known.
     index : sequence, optional
         The row labels.
+    far : sequence
+        The labels of rows that are far from all others.
+    width : (k, d) array, optional
+        Standard deviations of the components, in those of the columns without these rows; needed
+        if there are such rows.
 
     Returns
     -------
     Verdict
         With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes,
-        heavy-tails``.
+        heavy-tails``, and ``far-row`` if there is one.
     """
     checks = [
         _converged(reason, n_iter, distance, tol),
@@ -81,6 +89,8 @@ def em_verdict(
     ]
     if tails is not None:
         checks.append(_heavy_tails(tails, index))
+    if len(far) and width is not None:
+        checks.append(_far_row(far, width))
     if is_positive_definite is not None:
         good = Check("hessian", "ok", "minus the Hessian is positive definite: a strict maximum")
         bad = Check(
@@ -188,6 +198,21 @@ def _rival_modes(rivals: Sequence[Rival]) -> Check:
         "The others are in the group `rivals`: fit_em(spec, X, "
         f"start=fit['rivals'].sel(start={start})) gives the first one with its errors. Use fewer "
         "components or a smaller family, or sample the posterior, which covers them all.",
+    )
+
+
+def _far_row(far: Sequence[Any], width: Array) -> Check:
+    others = f" (and {count(len(far) - 1, 'more row')})" if len(far) > 1 else ""
+    evidence = f"row {row_label(far[0])}{others} is far from all others, and "
+    widest = int(np.argmax(width.max(axis=1)))
+    if width[widest].max() <= _WIDE:
+        return Check("far-row", "ok", f"{evidence}no component is wide for it")
+    return Check(
+        "far-row",
+        "fail",
+        f"{evidence}component {widest} is {width[widest].max():.2g} times as wide as they are",
+        "Its covariance is made of that row, not of the others. Correct or drop the row, or leave "
+        "it to a noise component, noise=True.",
     )
 
 
