@@ -98,7 +98,7 @@ def warn_of_far_rows(far: Far, index: pd.Index[Any], names: Sequence[str]) -> No
     """Warn of a few rows that are far from all others, and name the furthest."""
     if not len(far.rows):
         return
-    top, j = np.unravel_index(np.argmax(far.times), far.times.shape)
+    top, j = divmod(int(np.argmax(far.times)), len(names))
     found = len(far.rows)
     others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
     warn(

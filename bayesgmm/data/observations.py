@@ -26,7 +26,6 @@ from bayesgmm.data.partial_labels import read_labels, refuse_impossible
 from bayesgmm.data.preflight import (
     check_dependence,
     check_units,
-    observation_weights,
     refuse_constant,
     refuse_extreme_spread,
     refuse_few_rows,
@@ -34,12 +33,12 @@ from bayesgmm.data.preflight import (
     refuse_unobserved,
     warn_if_underdetermined,
     warn_of_dropped_rows,
-    warn_of_empty_rows,
     warn_of_lost_digits,
     warn_of_tied_rows,
     warn_of_unseen_pairs,
 )
 from bayesgmm.data.table import Table, align, tabulate
+from bayesgmm.data.weights import observation_weights, of_kept_rows, without_empty_rows
 from bayesgmm.errors import ArgumentError, TooFewRowsError
 from bayesgmm.groups import NO_LABELS, Group, filled, normal, split
 from bayesgmm.mixture import GaussianMixture
@@ -280,7 +279,7 @@ def read(
     weight = observation_weights(sample_weight, every)
     probability = read_labels(labels, n_components, every)
     if table.kept is not None:
-        weight, probability = _of_kept_rows(table.kept, weight, probability)
+        weight, probability = of_kept_rows(table.kept, weight, probability)
         warn_of_dropped_rows(len(every), table.kept)
     if n < 2 or (weight.size and np.count_nonzero(weight) < 2):
         rest = "" if table.kept is None else " without missing values"
@@ -290,7 +289,7 @@ def read(
     is_complete = not has_nan(table.values)
     if not is_complete:
         refuse_unobserved(weight if weight.size else None, table)
-        weight = _without_empty_rows(table.values, weight, probability, index)
+        weight = without_empty_rows(table.values, weight, probability, index)
     refuse_impossible(probability, weight)
 
     x = room_like(table.values, n, d)
@@ -409,41 +408,6 @@ def read_like(
     """
     table = align(X, names, missing=missing, units=units)
     return table.values, table.index
-
-
-# Which rows count
-
-
-def _of_kept_rows(kept: NDArray[np.intp], weight: Array, probability: Array) -> tuple[Array, Array]:
-    """Return weights and probabilities of some rows, in the form that says nothing if they do."""
-    if weight.size:
-        weight = weight[kept]
-        weight = np.empty(0) if (weight == 1).all() else weight
-        if weight.size and not weight.sum() > 1:
-            raise TooFewRowsError(
-                f"X has rows of total weight {weight.sum():g} without missing values; a mixture "
-                "needs at least two rows; missing='marginalise' uses incomplete rows"
-            )
-    if len(probability):
-        probability = probability[kept]
-        is_known = (probability != probability[:, :1]).any()
-        probability = probability if is_known else NO_LABELS
-    return weight, probability
-
-
-def _without_empty_rows(
-    values: Array, weight: Array, probability: Array, index: pd.Index[Any]
-) -> Array:
-    """Return the weights, 0 for rows of which nothing is known."""
-    is_empty = np.concatenate([np.isnan(values[p]).all(axis=1) for p in blocks(len(values))])
-    if weight.size:
-        is_empty &= weight > 0
-    if len(probability):
-        is_empty &= (probability == probability[:, :1]).all(axis=1)
-    if not is_empty.any():
-        return weight
-    warn_of_empty_rows(is_empty, index)
-    return np.where(is_empty, 0.0, weight if weight.size else 1.0)
 
 
 def _fingerprint(table: Table, weight: Array, probability: Array) -> str:

@@ -2,7 +2,7 @@
 
 Each check takes rows of numbers, NaN where missing, looks for one thing and returns nothing else:
 `ConstantColumnError`, `TooFewRowsError`, `ScaleError`, `CollinearColumnsError` or a `DataWarning`
-with the columns or rows, the evidence and a remedy.  `observation_weights` also converts.
+with the columns or rows, the evidence and a remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.covariance import Array, Covariance
 from bayesgmm.data.anchoring import deviations
-from bayesgmm.data.cells import count, first_offending, row_label, to_numbers
+from bayesgmm.data.cells import count, row_label
 from bayesgmm.data.table import Table
 from bayesgmm.errors import (
     PACKAGE,
@@ -28,7 +28,6 @@ from bayesgmm.errors import (
     MissingValueError,
     ScaleError,
     TooFewRowsError,
-    WeightError,
 )
 from bayesgmm.streams import Rows, triangle
 
@@ -100,64 +99,6 @@ def warn_of_unseen_pairs(rows: Rows, names: Sequence[str]) -> None:
             "that the data say next to nothing of their covariance: use a diagonal family (VVI, "
             "EEI, ...), give a prior, or drop one",
         )
-
-
-# Weights
-
-
-def observation_weights(sample_weight: Any, index: pd.Index[Any]) -> Array:
-    """Return checked frequencies of the rows, or an empty array when all are one."""
-    if sample_weight is None:
-        return np.empty(0)
-    n = len(index)
-    if isinstance(sample_weight, pd.Series):
-        own = sample_weight.index
-        is_labelled = not any(isinstance(labels, pd.RangeIndex) for labels in (own, index))
-        if is_labelled and not own.equals(index):
-            raise WeightError(
-                "sample_weight: its row labels are not those of X; use "
-                "sample_weight.reindex(X.index), or sample_weight.to_numpy() to go by position"
-            )
-    try:
-        given = np.asarray(sample_weight)
-    except ValueError as error:
-        raise WeightError(f"sample_weight: must be {n} numbers, one for each row") from error
-    if given.shape != (n,):
-        raise WeightError(
-            f"sample_weight: has shape {given.shape}, but X has {n} rows: give shape ({n},)"
-        )
-    numbers = to_numbers(pd.Series(given.astype(int) if given.dtype == bool else given))
-    if isinstance(numbers, str):
-        label = row_label(index[first_offending(given.astype(object))])
-        raise WeightError(f"sample_weight: holds {numbers}, first in row {label}; give {n} numbers")
-    weight = numbers.astype(np.float64)
-    for is_bad, what in (
-        (np.isnan(weight), "a missing value"),
-        (np.isinf(weight), "an infinite value"),
-        (weight < 0, "a negative value"),
-    ):
-        if is_bad.any():
-            i = int(np.argmax(is_bad))
-            raise WeightError(
-                f"sample_weight: {what} ({weight[i]:g}) in row {row_label(index[i])}; weights"
-                " are frequencies: finite and at least 0 (0 leaves the row out)"
-            )
-    if (weight == 1).all():
-        return np.empty(0)
-    with np.errstate(over="ignore"):
-        total = float(weight.sum())
-    if total == 0:
-        raise WeightError("sample_weight: all weights are 0, so no row is left")
-    if not 1 < total < np.inf:
-        raise WeightError(
-            f"sample_weight: the weights sum to {total:g}, but they are frequencies (weight 2 is "
-            "the row twice), so the sum counts observations and must be finite and exceed 1; "
-            "relative weights can be rescaled to sum to n: w * (len(w) / w.sum())"
-        )
-    if np.count_nonzero(weight) < 2:
-        label = row_label(index[int(np.argmax(weight))])
-        raise TooFewRowsError(f"sample_weight: only row {label} has a positive weight")
-    return weight
 
 
 # Variation

@@ -442,7 +442,9 @@ def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str, data: Data
     )
     # Under the prior a component may be empty, but is never singular.
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
-    if len(data.far) and not spec.has_noise:
+    if not spec.has_noise and not len(data.far):
+        advice += ", or noise=True, which takes single rows that are far out"
+    elif not spec.has_noise:
         advice += (
             f". Row {row_label(data.index[data.far[0]])} is far from all others: alone in a "
             "component it makes the likelihood infinite, with others it makes the covariance "

@@ -231,5 +231,6 @@ def _heavy_tails(tails: Tails, index: Any) -> Check:
         f"component {tails.component}, where normal rows end at {tails.usual:.2g}",
         "Rows far out widen a covariance and shift a mean, or get a component of their own. Look "
         "at the rows with the lowest bg.score(fit, X): correct or drop what is wrong, transform "
-        "skewed columns, or describe the tail by a component more.",
+        "skewed columns, leave single rows to a noise component (noise=True), or describe the tail "
+        "by a component more.",
     )

@@ -246,7 +246,9 @@ def _polar_frame(parameters: Parameters, family: Covariance) -> Array:
     else:
         axes = np.linalg.eigh(parameters.covariance)[1]
     spectrum = np.einsum("kia,kij,kja->ka", axes, parameters.covariance, axes)
-    return parameters.whitening @ (axes * np.sqrt(spectrum)[:, None, :])
+    with np.errstate(invalid="ignore"):  # NaN where a variance is rounding: no standard errors
+        root = np.sqrt(spectrum)
+    return parameters.whitening @ (axes * root[:, None, :])
 
 
 def _log_spectrum(parameters: Parameters, frame: Array) -> Array:
