@@ -18,6 +18,7 @@ from bayesgmm.errors import ScaleError
 from bayesgmm.streams import Rows, blocks
 
 _FAR = 1e3  # distance from the median of a column, in those of half of the rows
+_GAP = 10.0  # and in that of the furthest of the others
 
 
 def refuse_far_rows(x: Array, index: pd.Index[Any]) -> None:
@@ -50,7 +51,8 @@ class Far:
 def far_rows(rows: Rows) -> Far:
     """Return the rows that are a thousand times as far out as half of them, in some column.
 
-    They stand for at most d + 1 observations, or they are none: more are a group.
+    And ten times as far as all others. They stand for at most d + 1 observations, or they are
+    none: more are a group.
 
     Parameters
     ----------
@@ -62,11 +64,17 @@ def far_rows(rows: Rows) -> Far:
     # They are most of the sum of squares if there are any: so they are seldom looked for.
     unweighted = sum(np.nansum(part**2, axis=0) for part, _ in rows)
     furthest = np.maximum(-low, high)
-    limit = np.full(d, np.inf)
+    limit, unit = np.full(d, np.inf), np.ones(d)
     for j in np.flatnonzero(furthest**2 * (d + 1) >= 0.1 * unweighted).tolist():
         column, frequency = rows.column(j)
-        half = median(np.abs(column, out=column), frequency)
-        limit[j] = _FAR * half if half > 0 else np.inf
+        unit[j] = median(np.abs(column, out=column), frequency)
+        top = np.argsort(column)[::-1][: d + 2]
+        out = column[top]
+        number = np.cumsum(np.ones(len(top)) if frequency is None else frequency[top])
+        is_last = (number <= d + 1)[:-1] & (out > _FAR * unit[j])[:-1]
+        is_last &= out[:-1] > _GAP * out[1:]
+        if unit[j] > 0 and is_last.any():
+            limit[j] = _GAP * out[1:][is_last][-1]
     none = Far(np.empty(0, dtype=np.intp), np.empty((0, d)))
     if not (furthest > limit).any():
         return none
@@ -75,14 +83,11 @@ def far_rows(rows: Rows) -> Far:
         beyond = np.abs(part) > limit
         some = beyond.any(axis=1)
         where.append(place[some])
-        times.append(np.where(beyond[some], np.abs(part[some]) / (limit / _FAR), 0.0))
+        times.append(np.where(beyond[some], np.abs(part[some]) / unit, 0.0))
         weight.append(np.ones(len(where[-1])) if w is None else w[some])
-    ratio, each = np.concatenate(times), np.concatenate(weight)
-    ratio[:, each @ (ratio > 0) > d + 1] = 0.0
-    is_far = ratio.any(axis=1)
-    if each[is_far].sum() > d + 1:
+    if np.concatenate(weight).sum() > d + 1:
         return none
-    return Far(np.concatenate(where)[is_far], ratio[is_far])
+    return Far(np.concatenate(where), np.concatenate(times))
 
 
 def without(rows: Rows, far: NDArray[np.intp]) -> Rows:
