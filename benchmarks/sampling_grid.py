@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,11 @@ def run(engine: str, n: int, d: int, cores: int, folder: str) -> dict[str, Any]:
     return record | {"draws": draws.draws, "tune": draws.tune} | json.loads(out.read_text())
 
 
-def measure(sizes: list[int], columns: list[int], cores: int) -> list[dict[str, Any]]:
-    """Return the records of all runs; Old Faithful is run once more at the end, caches warm."""
+def measure(sizes: list[int], columns: list[int], cores: int) -> Iterator[dict[str, Any]]:
+    """Yield the records of all runs; Old Faithful is run once more at the end, caches warm."""
     cells = [(n, d, False) for d in columns for n in sizes]
     if (272, 2, False) in cells:
         cells.append((272, 2, True))
-    records = []
     with tempfile.TemporaryDirectory() as folder:
         seen = set()
         for n, d, again in cells:
@@ -104,8 +104,7 @@ def measure(sizes: list[int], columns: list[int], cores: int) -> list[dict[str, 
                 key = (engine, 0 if engine == OURS else d)
                 found["caches"] = "warm" if again or key in seen else "cold"
                 seen.add(key)
-                records.append(found)
-    return records
+                yield found
 
 
 def _rate(record: dict[str, Any] | None) -> float | None:
@@ -192,12 +191,15 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.sampling_grid", *sys.argv[1:]]),
         "machine": machine.describe(),
         "load": machine.load(),
+        "records": [],
     }
-    results["records"] = measure(arguments.rows, arguments.columns, machine.cores())
-    results["seconds"] = time.perf_counter() - began
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    arguments.out.write_text(page(results))
+    for record in measure(arguments.rows, arguments.columns, machine.cores()):
+        results["records"].append(record)
+        results["seconds"] = time.perf_counter() - began
+        # After every run, for a run takes minutes and there are dozens.
+        arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        arguments.out.write_text(page(results))
 
 
 if __name__ == "__main__":
