@@ -625,7 +625,7 @@ class TestTrees:
         spec, x, known = CASES["missing, VVV"]
         known = known | {"fixed": {"weight": "equal"}}
         mle = quiet(bg.fit_em, spec, x, random_seed=1, n_starts=3, **known)
-        post = quiet(bg.fit_laplace, spec, x, mle=mle, random_seed=1, draws=2000, **known)
+        post = quiet(bg.fit_laplace, spec, x, mle=mle, random_seed=1, draws=8000, **known)
         again = bg.load(bg.save(post, tmp_path / "fit.nc"))
         for fit in (post, again):
             for name in ("missing", "fixed", "noise", "fingerprint"):
