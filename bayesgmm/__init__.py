@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from bayesgmm.allocation.partition import Partition as Partition
     from bayesgmm.allocation.partition import partition as partition
     from bayesgmm.allocation.responsibilities import responsibilities as responsibilities
-    from bayesgmm.conditioning import conditional as conditional
-    from bayesgmm.conditioning import marginal as marginal
-    from bayesgmm.conditioning import regress as regress
     from bayesgmm.covariance import Covariance as Covariance
     from bayesgmm.display.comparison import compare as compare
     from bayesgmm.display.forest import plot_compare as plot_compare
@@ -63,10 +60,13 @@ if TYPE_CHECKING:
     from bayesgmm.posterior.model import to_pymc as to_pymc
     from bayesgmm.posterior.modes import combine_modes as combine_modes
     from bayesgmm.posterior.modes import mode as mode
-    from bayesgmm.prediction import predict as predict
-    from bayesgmm.prediction import predict_proba as predict_proba
-    from bayesgmm.prediction import score as score
-    from bayesgmm.prediction import simulate as simulate
+    from bayesgmm.prediction.assignment import predict as predict
+    from bayesgmm.prediction.assignment import predict_proba as predict_proba
+    from bayesgmm.prediction.assignment import score as score
+    from bayesgmm.prediction.assignment import simulate as simulate
+    from bayesgmm.prediction.conditioning import conditional as conditional
+    from bayesgmm.prediction.conditioning import marginal as marginal
+    from bayesgmm.prediction.conditioning import regress as regress
     from bayesgmm.predictive.density import predictive_density as predictive_density
     from bayesgmm.predictive.replicated import posterior_predictive as posterior_predictive
     from bayesgmm.prior import ConjugatePrior as ConjugatePrior

@@ -15,10 +15,11 @@ from sklearn import base
 from sklearn.utils import Bunch, Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bayesgmm import mixture, prediction, tree
+from bayesgmm import mixture, tree
 from bayesgmm.em.fit import fit_em
 from bayesgmm.errors import PACKAGE, ArgumentError, FitWarning, NumericalError, WeightError
 from bayesgmm.moments import Array
+from bayesgmm.prediction import assignment
 
 # What arguments of the functions called are called here.
 _CALLED = {"n": "n_samples", "n_starts": "n_init", "start": "init_params"}
@@ -169,11 +170,11 @@ class GaussianMixture(
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of every row, (n,) integers; -1 for noise."""
-        return self._ask(prediction.predict, X)
+        return self._ask(assignment.predict, X)
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability that each row came from each component, (n, k); noise is last."""
-        return self._ask(prediction.predict_proba, X)
+        return self._ask(assignment.predict_proba, X)
 
     def transform(self, X: Any) -> Array:
         """Return what `predict_proba` does, as features for the next step of a pipeline."""
@@ -181,7 +182,7 @@ class GaussianMixture(
 
     def score_samples(self, X: Any) -> Array:
         """Return the log-density of every row, (n,)."""
-        return self._ask(prediction.score, X)
+        return self._ask(assignment.score, X)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log-density of the rows; larger is better."""
@@ -192,7 +193,7 @@ class GaussianMixture(
         check_is_fitted(self)
         with _as_called_here():
             seed = self._seed()
-            X, y = prediction.simulate(self.result_, n_samples, labels=True, random_seed=seed)
+            X, y = assignment.simulate(self.result_, n_samples, labels=True, random_seed=seed)
         return X.to_numpy(), y.to_numpy()
 
     def aic(self, X: Any) -> float:

@@ -25,11 +25,11 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import bayesgmm as bg
-from bayesgmm import conditioning as module
-from bayesgmm.conditioning import conditional, marginal, regress
 from bayesgmm.covariance import Covariance
 from bayesgmm.errors import ArgumentError, ColumnNameError, MissingValueError, PosteriorWarning
 from bayesgmm.moments import Parameters
+from bayesgmm.prediction import conditioning as module
+from bayesgmm.prediction.conditioning import conditional, marginal, regress
 from bayesgmm.tree import DIMS
 
 NAMES = ["eruptions", "waiting"]

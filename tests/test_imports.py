@@ -96,8 +96,7 @@ def test_the_version_is_that_of_the_installed_package():
 ORDER = (
     *("errors", "checks", "arguments", "files", "progress", "streams"),
     *("numeric", "covariance", "prior", "mixture", "moments", "groups", "noise", "labels"),
-    *("labelfree", "data", "resolved", "tree", "ambiguity", "rows", "evaluation"),
-    *("prediction", "partitioned", "conditioning"),
+    *("labelfree", "data", "resolved", "tree", "ambiguity", "rows", "prediction"),
     *("allocation", "predictive", "information", "em", "target", "priors", "evidence"),
     *("posterior", "inference", "labelling"),
     *("display", "datasets", "sklearn", "terminal", "cli"),

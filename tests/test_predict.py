@@ -19,9 +19,9 @@ from scipy.stats import chi2, kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 import bayesgmm as bg
-from bayesgmm import evaluation, prediction
 from bayesgmm.errors import ArgumentError, ColumnNameError, MissingValueError, ShapeError
 from bayesgmm.moments import Parameters
+from bayesgmm.prediction import evaluation
 
 NAMES = ["eruptions", "waiting"]
 

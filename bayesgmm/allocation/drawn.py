@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from bayesgmm.checks import Verdict
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import PACKAGE, ArgumentError, NotYetSupportedError, PosteriorWarning
-from bayesgmm.evaluation import (
+from bayesgmm.groups import NO_LABELS
+from bayesgmm.moments import Array
+from bayesgmm.prediction.evaluation import (
     Draws,
     Mixtures,
     by_pattern,
@@ -32,8 +34,6 @@ from bayesgmm.evaluation import (
     read_rows,
     responsibilities_of,
 )
-from bayesgmm.groups import NO_LABELS
-from bayesgmm.moments import Array
 from bayesgmm.rows import has_draws
 from bayesgmm.tree import whole
 

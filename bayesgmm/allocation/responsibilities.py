@@ -29,9 +29,9 @@ from bayesgmm.allocation.drawn import (
 from bayesgmm.ambiguity import refuse_ambiguous
 from bayesgmm.data.cells import Missing
 from bayesgmm.errors import ArgumentError
-from bayesgmm.evaluation import Draws, by_pattern, responsibilities_of
 from bayesgmm.moments import Array
-from bayesgmm.prediction import NOISE_LABEL
+from bayesgmm.prediction.assignment import NOISE_LABEL
+from bayesgmm.prediction.evaluation import Draws, by_pattern, responsibilities_of
 from bayesgmm.rows import check_prob
 
 _SUMMARIES = ("mean", "sd", "eti_lower", "eti_upper")

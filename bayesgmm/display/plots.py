@@ -22,9 +22,9 @@ from scipy.stats import chi2
 
 from bayesgmm.data.units import with_unit
 from bayesgmm.errors import ArgumentError
-from bayesgmm.evaluation import Mixtures
 from bayesgmm.moments import Array, Noise
 from bayesgmm.noise import NOISE
+from bayesgmm.prediction.evaluation import Mixtures
 from bayesgmm.predictive.density import bands
 from bayesgmm.rows import check_prob, draws_of, has_draws, printable
 from bayesgmm.tree import names_of, region_of, units_of, whole

@@ -21,7 +21,7 @@ from bayesgmm.allocation.responsibilities import responsibilities
 from bayesgmm.display.plots import POSTERIOR, STYLE, Picture, short
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
-from bayesgmm.prediction import NOISE_LABEL
+from bayesgmm.prediction.assignment import NOISE_LABEL
 
 _NAMED = 40  # rows up to which each has its name on the axis
 # Okabe & Ito's colours, and markers: colour-blind readers can tell components apart by either.

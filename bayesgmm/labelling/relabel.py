@@ -16,7 +16,6 @@ from bayesgmm.checks import Check, Verdict, warn
 from bayesgmm.em.fit import seed_of
 from bayesgmm.em.search import kinds
 from bayesgmm.errors import ArgumentError, FitWarning, PosteriorWarning
-from bayesgmm.evaluation import mixtures_of
 from bayesgmm.groups import NO_LABELS
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labelling import methods
@@ -26,6 +25,7 @@ from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE
 from bayesgmm.posterior.verdict import posterior_verdict
+from bayesgmm.prediction.evaluation import mixtures_of
 from bayesgmm.rows import Row, draws_of, has_draws, parameters_by_component, take
 
 Method = Literal[

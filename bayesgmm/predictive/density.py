@@ -15,10 +15,10 @@ import xarray as xr
 
 from bayesgmm.allocation.drawn import NUMBERS, with_draws
 from bayesgmm.errors import ArgumentError, ColumnNameError
-from bayesgmm.evaluation import Draws, Mixtures, by_pattern, mixtures_of
 from bayesgmm.moments import Array
 from bayesgmm.numeric import kernel
-from bayesgmm.partitioned import taken
+from bayesgmm.prediction.evaluation import Draws, Mixtures, by_pattern, mixtures_of
+from bayesgmm.prediction.partitioned import taken
 from bayesgmm.rows import check_prob
 from bayesgmm.tree import region_of, units_of
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from bayesgmm.allocation.drawn import MOST, NUMBERS, counted, with_draws
 from bayesgmm.arguments import whole_number
 from bayesgmm.errors import ArgumentError, ColumnNameError, NotYetSupportedError
-from bayesgmm.evaluation import mixtures_of
 from bayesgmm.moments import Array
-from bayesgmm.prediction import new_rows
+from bayesgmm.prediction.assignment import new_rows
+from bayesgmm.prediction.evaluation import mixtures_of
 from bayesgmm.tree import names_of, whole
 
 _RESERVED = ("chain", "draw", "obs")

@@ -17,11 +17,11 @@ from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.fit import checked_region, seed_of
 from bayesgmm.em.result import plain_index
 from bayesgmm.errors import ArgumentError
-from bayesgmm.evaluation import mixtures_of
 from bayesgmm.mixture import GaussianMixture, refuse_other
 from bayesgmm.moments import Array
 from bayesgmm.noise import NOISE
-from bayesgmm.prediction import new_rows
+from bayesgmm.prediction.assignment import new_rows
+from bayesgmm.prediction.evaluation import mixtures_of
 from bayesgmm.predictive.replicated import variables
 from bayesgmm.priors.predictive import draw_covariance
 from bayesgmm.resolved import PseudoData, Separation, resolve

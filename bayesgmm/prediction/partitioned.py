@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesgmm.evaluation import Mixtures
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import Region
 from bayesgmm.numeric import kernel
+from bayesgmm.prediction.evaluation import Mixtures
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,11 +41,11 @@ import xarray as xr
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import read_like
 from bayesgmm.errors import PACKAGE, ArgumentError, ColumnNameError, PosteriorWarning
-from bayesgmm.evaluation import mixtures_of
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import NOISE, Region, refuse_single_columns
-from bayesgmm.partitioned import partitioned
+from bayesgmm.prediction.evaluation import mixtures_of
+from bayesgmm.prediction.partitioned import partitioned
 from bayesgmm.tree import dataset, labels_at, names_of, region_of, spec_of, units_of
 
 _NUMBERS = 1 << 18  # in the largest array of a block of rows

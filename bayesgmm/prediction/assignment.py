@@ -23,10 +23,17 @@ from numpy.typing import NDArray
 from bayesgmm.ambiguity import refuse_ambiguous
 from bayesgmm.arguments import whole_number
 from bayesgmm.data.cells import Missing
-from bayesgmm.evaluation import BLOCK, Draws, Mixtures, by_pattern, mixtures_of, read_rows
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import Region
 from bayesgmm.numeric import kernel
+from bayesgmm.prediction.evaluation import (
+    BLOCK,
+    Draws,
+    Mixtures,
+    by_pattern,
+    mixtures_of,
+    read_rows,
+)
 from bayesgmm.streams import blocks, room_like
 from bayesgmm.tree import region_of
 

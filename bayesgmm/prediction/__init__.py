@@ -1,0 +1,1 @@
+"""Questions to a fit, about rows or columns: densities, assignments, marginals, conditionals."""
