@@ -21,7 +21,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 import bayesgmm as bg
 from bayesgmm.errors import ArgumentError, ColumnNameError, MissingValueError, ShapeError
 from bayesgmm.moments import Parameters
-from bayesgmm.prediction import evaluation
+from bayesgmm.prediction import assignment, evaluation
 
 NAMES = ["eruptions", "waiting"]
 
@@ -314,7 +314,7 @@ class TestSimulate:
         self, post: xr.DataTree, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = bg.simulate(post, 100, random_seed=6)
-        monkeypatch.setattr(prediction, "BLOCK", 9)
+        monkeypatch.setattr(assignment, "BLOCK", 9)
         pd.testing.assert_frame_equal(whole, bg.simulate(post, 100, random_seed=6))
 
     @pytest.mark.parametrize(
