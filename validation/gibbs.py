@@ -6,13 +6,14 @@ in the exact posterior: their difference has none of that scatter left.  It know
 columns are independent of each other given the component, under a conjugate prior or with means
 and variances apart:
 
-    z | ..            each row's component, by its responsibilities
+    z | ..            each row's component where it is not known, by its responsibilities
     weights | z       Dirichlet(concentration + n_k)
     variances | ..    inverse gamma, column by column
     means | ..        normal
 
 and for variances that are alike in size (Richardson & Green 1997) their common rate, a gamma.
-Far from each other started, chains of 5000 sweeps agree on the log-likelihood's mean.
+Chains start far from each other, in the prior.  With known labels a chain may stay where it has
+exchanged the components of the others: data of which chains disagree say nothing, and are left out.
 
 References
 ----------
@@ -24,14 +25,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from arviz_stats.base import array_stats
 from numba import njit
 
 from bayesgmm.prior import HierarchicalInverseGamma
 from bayesgmm.resolved import PseudoData, measure_exponent
-from validation.ranks import Case, Draws, draw, label_free_quantities, prior_of, true_values
+from validation.ranks import Case, Draws, Sample, draw, label_free_quantities, prior_of, true_values
 
-CASES = ("V", "VVI", "VVI hierarchical")
+CASES = ("V", "VVI", "VVI hierarchical", "V labels")
 CHAINS = 6
+AGREED = 1.05  # R-hat of the log-likelihood
 _SWEEPS, _BURN, _THIN = 6000, 1000, 10
 DRAWS = CHAINS * (_SWEEPS - _BURN) // _THIN
 
@@ -74,7 +77,7 @@ def numbers_of(case: Case) -> Numbers:
 
 
 @njit(cache=True)
-def sweep_many(x, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-untyped-def]
+def sweep_many(x, label, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-untyped-def]
     """Return weights (s, k), means and variances (s, k, d) of one chain, begun in the prior."""
     n, d = x.shape
     weights = np.empty(((sweeps - burn) // thin, k))
@@ -103,6 +106,8 @@ def sweep_many(x, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-untyped
             while j < k - 1 and u > r[j]:
                 u -= r[j]
                 j += 1
+            if label[i] >= 0:
+                j = label[i]
             count[j] += 1.0
             for f in range(d):
                 total[j, f] += x[i, f]
@@ -137,10 +142,10 @@ def sweep_many(x, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-untyped
     return weights, means, variances
 
 
-def posterior(case: Case, x: np.ndarray, rng: np.random.Generator) -> Draws:
+def posterior(case: Case, sample: Sample, rng: np.random.Generator) -> Draws:
     """Return the draws of all chains, one after the other."""
-    k, prior = case.spec.n_components, numbers_of(case)
-    chains = [sweep_many(x, k, prior, _SWEEPS, _BURN, _THIN, each) for each in rng.spawn(CHAINS)]
+    settings = (case.spec.n_components, numbers_of(case), _SWEEPS, _BURN, _THIN)
+    chains = [sweep_many(sample.x, sample.label, *settings, each) for each in rng.spawn(CHAINS)]
     weight, mean, variance = (np.concatenate(parts) for parts in zip(*chains, strict=True))
     return weight, mean, variance[..., None] * np.eye(case.d)
 
@@ -148,11 +153,14 @@ def posterior(case: Case, x: np.ndarray, rng: np.random.Generator) -> Draws:
 def one(case: Case, seed: np.random.SeedSequence) -> dict[str, object]:
     """Return the share of exact draws below the truth, for every quantity that needs no labels.
 
-    Truth and data are those of `validation.ranks.one` with this seed.
+    Truth and data are those of `validation.ranks.one` with this seed. Nothing if chains disagree.
     """
     rng = np.random.default_rng(seed)
     truth, sample = draw(case, rng)
-    drawn = label_free_quantities(case, sample, posterior(case, sample.x, int(rng.integers(2**31))))
+    drawn = label_free_quantities(case, sample, posterior(case, sample, rng))
+    chains = drawn["log-likelihood"].reshape(CHAINS, -1)
+    if not float(array_stats.rhat(chains)) < AGREED:
+        return {"status": "stuck", "place": {}}
     wanted = label_free_quantities(case, sample, true_values(truth))
     place = {name: float((drawn[name] < wanted[name]).mean()) for name in drawn}
     return {"status": "gibbs", "place": place}

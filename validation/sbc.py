@@ -38,6 +38,8 @@ from validation import gibbs
 from validation.ranks import BUGS, RANKED, cases, one
 
 BAND = 0.99  # probability of the simultaneous band
+# Correlation of a uniform place with the same place among so many draws: variances 1/12 and 1/6n.
+NOISE = (1.0 + 2.0 / RANKED) ** -0.5
 SEEN = 0.01  # a bug is seen where the smallest p-value, times their number, is below
 
 
@@ -186,7 +188,7 @@ def beside_exact(
     ``spread`` is the standard deviation of single differences, that of 64 draws included.
     """
     ours = {f["simulation"]: f["place"] for f in found if f["place"]}
-    theirs = {f["simulation"]: f["place"] for f in exact if f["simulation"] in ours}
+    theirs = {f["simulation"]: f["place"] for f in exact if f["place"] and f["simulation"] in ours}
     at = sorted(theirs)
     names = list(theirs[at[0]])
     u, v = (pd.DataFrame([each[i] for i in at])[names] for each in (ours, theirs))
@@ -212,13 +214,15 @@ def as_table(lines: list[list[str]], *, left: int = 1) -> str:
 
 def exact_table(pairs: list[dict[str, object]]) -> str:
     """Return the places beside those in the exact posterior as Markdown."""
-    lines = [["case", "quantity", "p, NUTS", "p, exact", "mean difference", "correlation"]]
+    lines = [["case", "quantity", "data sets", "p, NUTS", "p, exact", "mean difference"]]
+    lines[0].append("correlation")
     for pair in pairs:
         for name, difference in pair["difference"].items():
             error = pair["error"][name]
             lines.append(
                 [
-                    *(pair["case"], name, f"{pair['p_nuts'][name]:.2g}"),
+                    *(pair["case"], name, str(pair["simulations"])),
+                    f"{pair['p_nuts'][name]:.2g}",
                     *(f"{pair['p_exact'][name]:.2g}", f"{difference:+.4f} ± {error:.4f}"),
                     f"{pair['correlation'][name]:.3f}",
                 ]
@@ -298,8 +302,9 @@ Of many p-values some are small, and ranks scatter with the truths that chance h
 priors a Gibbs sampler that shares no code with the package (`validation/gibbs.py`) gives the exact
 posterior of the same simulated data: {gibbs.DRAWS} draws from far apart starts. If the places of
 the truths there stray from uniformity in the same way, and differ from NUTS's places by nothing but
-the noise of {RANKED} draws, then what strays is chance, not the posterior. All fits are counted,
-also those that failed.
+the noise of {RANKED} draws (which alone makes the correlation {NOISE:.3f}), then what strays is
+chance, not the posterior. All fits are counted, also those that failed; data of which the Gibbs
+chains disagree (R-hat {gibbs.AGREED} or more) are not.
 
 {exact_table(pairs) if pairs else "(not run)"}
 
