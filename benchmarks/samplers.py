@@ -91,6 +91,7 @@ def ours(case: Case, cores: int) -> Sampled:
         chains=CHAINS,
         target_accept=case.target_accept,
         log_likelihood=None if case.loo else False,
+        loo=None if case.loo else False,
     )
     posterior = fit["posterior"]
     weight, mean, covariance = (posterior[n].to_numpy() for n in ("weight", "mean", "covariance"))
