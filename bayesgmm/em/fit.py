@@ -15,7 +15,7 @@ import xarray as xr
 from bayesgmm.arguments import whole_number
 from bayesgmm.checks import warn
 from bayesgmm.covariance import Covariance
-from bayesgmm.data.cells import Missing, row_label
+from bayesgmm.data.cells import Missing
 from bayesgmm.data.mixing import taken_apart
 from bayesgmm.data.observations import Data, read_for
 from bayesgmm.em.loop import (
@@ -29,8 +29,8 @@ from bayesgmm.em.multistart import is_interrupted
 from bayesgmm.em.result import order_of, result
 from bayesgmm.em.rivals import at_the_best, optima_of, rivals_of
 from bayesgmm.em.search import Runner, Settings, find, keeps_order, kinds
-from bayesgmm.em.spikes import are_spikes
 from bayesgmm.em.tails import tails
+from bayesgmm.em.unusable import next_best, no_usable
 from bayesgmm.em.verdict import em_verdict
 from bayesgmm.errors import (
     ArgumentError,
@@ -195,11 +195,11 @@ def fit_em(
     )
     usable = [i for i, r in enumerate(runs) if r.is_usable]
     if not usable:  # better than nothing, and the verdict says what it is
-        usable = _next_best(runs, family)
+        usable = next_best(runs, family)
     if not usable and is_interrupted(runs):
         raise KeyboardInterrupt
     if not usable:
-        raise NumericalError(_no_usable(runs, spec, estimate, data))
+        raise NumericalError(no_usable(runs, spec, estimate, data))
     finished = [i for i in usable if runs[i].reason != "interrupted"]
     best = max(finished or usable, key=lambda i: runs[i].height)
     wanted = spec.n_parameters(data.d) <= MAX_SE_PARAMETERS and assignment != "hard"
@@ -419,39 +419,3 @@ def _facts(
         "far": data.index[data.far],
         "width": width,
     }
-
-
-def _next_best(runs: list[Run], family: Covariance) -> list[int]:
-    """Return the runs to choose from where none is usable: spurious ones, else tiny ones.
-
-    A tiny component that is thin besides is next to singular.
-    """
-    spurious = [i for i, r in enumerate(runs) if r.reason == "spurious"]
-    tiny = (i for i, r in enumerate(runs) if r.reason == "tiny")
-    return spurious or [
-        i
-        for i in tiny
-        if not are_spikes(runs[i].parameters, runs[i].moments.mean_count, family).any()
-    ]
-
-
-def _no_usable(runs: list[Run], spec: GaussianMixture, estimate: str, data: Data) -> str:
-    rows = "\n".join(
-        f"  start {i} ({r.method}): {r.reason} after {max(len(r.trace) - 1, 0)} steps"
-        for i, r in enumerate(runs)
-    )
-    # Under the prior a component may be empty, but is never singular.
-    advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
-    if not spec.has_noise and not len(data.far):
-        advice += ", or noise=True, which takes single rows that are far out"
-    elif not spec.has_noise:
-        advice += (
-            f". Row {row_label(data.index[data.far[0]])} is far from all others: alone in a "
-            "component it makes the likelihood infinite, with others it makes the covariance "
-            "singular; drop it, or leave it to a noise component, noise=True"
-        )
-    return (
-        f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
-        f"singular, which is no optimum of {spec.covariance} to report:\n{rows}\nUse fewer "
-        f"components or a family with a common covariance (EEE, EEI, EII){advice}."
-    )

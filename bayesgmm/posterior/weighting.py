@@ -42,6 +42,9 @@ _DOF = 5.0  # of the t distributions; docs/posterior.md has what others do
 class Student:
     """A multivariate t distribution about a mode, with the size of the posterior there.
 
+    SciPy's takes the square of the root, and takes it apart again, at a loss where it is badly
+    conditioned; it is the oracle of the tests.
+
     Parameters
     ----------
     quadratic : Quadratic
