@@ -11,15 +11,17 @@ import math
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from bayesgmm.numeric import onepass
 
-VERSION = 9
+VERSION = 10
 CHUNK = (
     1 << 15
 )  # observations that are added up by themselves; fixed, so that threads change no bit
 LOG_2PI = math.log(2.0 * math.pi)
 
+Array = NDArray[np.float64]
 _pointer = types.CPointer(types.float64)
 _pass = types.ExternalFunction(
     onepass.define_symbol(VERSION), types.void(*[types.int64] * 7, *[_pointer] * 7)
@@ -147,42 +149,11 @@ def accumulate_all(x, weight, diagonal, log_weight, mean, whitening):  # type: i
     return total(sums, *mean.shape)
 
 
-@njit(error_model="numpy")
-def _nearest(x, log_weight, mean, whitening, constant, a):  # type: ignore[no-untyped-def]
-    """Set a to -inf but for the component of least whitened distance, in units with no overflow."""
-    k, d = mean.shape
-    unit, steepest = 0.0, 0.0
-    for f in range(d):
-        unit = max(unit, abs(x[f]))
-        for j in range(k):
-            if log_weight[j] > -np.inf:
-                unit = max(unit, abs(mean[j, f]))
-                for g in range(f + 1):
-                    steepest = max(steepest, abs(whitening[j, f, g]))
-    least = np.inf
-    for j in range(k):
-        a[j] = np.inf
-        if log_weight[j] > -np.inf:
-            a[j] = 0.0
-            for f in range(d):
-                t = 0.0
-                for g in range(f + 1):
-                    t += whitening[j, f, g] / steepest * (x[g] / unit - mean[j, g] / unit)
-                a[j] += t * t
-            least = min(least, a[j])
-    for j in range(k):
-        a[j] = constant[j] if a[j] == least else -np.inf
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
-def rows(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untyped-def]
-    """Log-density of every observation and, if ``responsible``, (k, n) responsibilities.
-
-    An observation so far away that every squared distance overflows gets log-density -inf and
-    goes to the component whose whitened distance is smallest.
-    """
-    k, d = mean.shape
-    n = x.shape[0]
+def each_row(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untyped-def]
+    """`rows` without its care for observations that are too far away."""
+    n, d = x.shape
+    k = len(mean)
     density = np.empty(n)
     r = np.empty((k if responsible else 0, n))
     x = np.ascontiguousarray(x)
@@ -194,17 +165,32 @@ def rows(x, log_weight, mean, whitening, responsible):  # type: ignore[no-untype
         *(x.ctypes, x.ctypes, constant.ctypes, mean.ctypes, whitening.ctypes),
         *(density.ctypes, r.ctypes),
     )
-    if responsible:
-        a = np.empty(k)
-        for i in range(n):
-            if density[i] == -np.inf:
-                _nearest(x[i], log_weight, mean, whitening, constant, a)
-                top, share = -np.inf, 0.0
-                for j in range(k):
-                    top = max(top, a[j])
-                for j in range(k):
-                    r[j, i] = math.exp(a[j] - top)
-                    share += r[j, i]
-                for j in range(k):
-                    r[j, i] /= share
     return density, r
+
+
+def rows(
+    x: Array, log_weight: Array, mean: Array, whitening: Array, responsible: bool
+) -> tuple[Array, Array]:
+    """Log-density of every observation and, if ``responsible``, (k, n) responsibilities.
+
+    An observation so far away that every squared distance overflows gets log-density -inf and
+    goes to the component whose whitened distance is smallest.
+    """
+    density, r = each_row(x, log_weight, mean, whitening, responsible)
+    if responsible:
+        for i in np.flatnonzero(density == -np.inf):
+            r[:, i] = _of_nearest(x[i], log_weight, mean, whitening)
+    return density, r
+
+
+def _of_nearest(x: Array, log_weight: Array, mean: Array, whitening: Array) -> Array:
+    """Responsibilities (k,) of a far observation (d,), by distances in units with no overflow."""
+    is_there = log_weight > -np.inf
+    unit = max(np.abs(x).max(), np.abs(mean[is_there]).max(initial=0.0))
+    steepest = np.abs(whitening[is_there]).max(initial=0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # of those that are not there
+        z = np.einsum("kfg,kg->kf", whitening / steepest, x / unit - mean / unit)
+        distance = np.where(is_there, (z**2).sum(axis=1), np.inf)
+    level = np.where(distance == distance.min(), constants(log_weight, whitening), -np.inf)
+    share = np.exp(level - level.max())
+    return np.asarray(share / share.sum())

@@ -10,11 +10,11 @@ import math
 import numpy as np
 from numba import njit
 
-from bayesgmm.numeric.kernel import VERSION, accumulate_all, factorise, rows
+from bayesgmm.numeric.kernel import VERSION, accumulate_all, each_row, factorise
 
 # Numba compiles a cached function anew when its own file has changed, and those below hold copies
 # of what they call in `kernel`. So this file changes with that one: old copies end in an abort.
-assert VERSION == 9, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 10, "kernel.VERSION was raised: raise it here, too"
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -80,7 +80,7 @@ def _joint(x, known, log_weight, mean, whitening):  # type: ignore[no-untyped-de
     r = np.empty((k, n))
     for j in range(k):
         one = slice(j, j + 1)
-        own = rows(x, log_weight[one], mean[one], whitening[one], False)[0]
+        own = each_row(x, log_weight[one], mean[one], whitening[one], False)[0]
         for i in range(n):  # an assignment of slices takes seconds to compile
             r[j, i] = own[i]
     density = np.empty(n)
@@ -235,6 +235,39 @@ def pseudo_sums(mean, whitening, location, scatter, count, shrinkage):  # type: 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def scale_terms(covariance, by_sd, share, tied, by_covariance):  # type: ignore[no-untyped-def]
+    """A prior's terms of the log sds (`target.terms`); their gradient is added to the last."""
+    k, d = covariance.shape[:2]
+    value, log_sd = 0.0, np.empty(d)
+    for j in range(k):
+        middle, pull = 0.0, 0.0
+        for f in range(d):
+            log_sd[f] = 0.5 * math.log(covariance[j, f, f])
+            middle += share / d * log_sd[f]
+        for f in range(d):
+            gap = log_sd[f] - middle - by_sd[4, j, f]
+            pull += share / d * by_sd[3, j, f] * gap
+        for f in range(d):
+            gap = log_sd[f] - middle - by_sd[4, j, f]
+            a = by_sd[0, j, f] * log_sd[f]
+            b = by_sd[1, j, f] * math.exp(-log_sd[f])
+            g = by_sd[2, j, f] * math.exp(2.0 * log_sd[f])
+            value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
+            by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
+            by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
+    if tied > 0.0:
+        for f in range(d):
+            common = 1.0
+            for j in range(k):
+                common += by_sd[5, j, f] / covariance[j, f, f]
+            value -= tied * math.log(common)
+            for j in range(k):
+                rate = tied * by_sd[5, j, f] / common
+                by_covariance[j, f, f] += rate / covariance[j, f, f] ** 2
+    return value
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def pseudo_loglik_and_gradient(mean, covariance, location, scatter, count, shrinkage, diagonal):  # type: ignore[no-untyped-def]
     """`pseudo_sums`' value, one per component, and its gradients by mean and covariance."""
     k, d = mean.shape
@@ -253,7 +286,7 @@ def of_complete_rows(x, weight, log_weight, mean, covariance, diagonal):  # type
     whitening, is_definite = factorise(covariance, diagonal)
     if not (is_definite and has_density(log_weight, mean)):
         return np.full(n, np.nan)
-    density = rows(x, log_weight, mean, whitening, False)[0]
+    density = each_row(x, log_weight, mean, whitening, False)[0]
     for i in range(weight.shape[0]):
         density[i] *= weight[i]
     return density
@@ -281,158 +314,9 @@ def pointwise(  # type: ignore[no-untyped-def]
         if known.shape[0] > 0:
             own = _joint(x[part], known[part], level, own_mean, whitening)[1]
         else:
-            own = rows(x[part], level, own_mean, whitening, False)[0]
+            own = each_row(x[part], level, own_mean, whitening, False)[0]
         for row in range(len(own)):
             density[int(order[part.start + row])] = own[row]
     for i in range(weight.shape[0]):
         density[i] *= weight[i]
     return density
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _invert(m):  # type: ignore[no-untyped-def]
-    """Invert I + A, A skew, in place, and return log det: no pivot is below 1."""
-    d = m.shape[0]
-    log_det = 0.0
-    for i in range(d):
-        pivot = m[i, i]
-        log_det += math.log(pivot)
-        m[i, i] = 1.0
-        for g in range(d):
-            m[i, g] /= pivot
-        for f in range(d):
-            if f != i:
-                t = m[f, i]
-                m[f, i] = 0.0
-                for g in range(d):
-                    m[f, g] -= t * m[i, g]
-    return log_det
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def chart(vector, spectrum, below, unit, polar):  # type: ignore[no-untyped-def]
-    """Covariances U M diag(s) M' U, log s and the free elements of M linear in the vector.
-
-    M is unit lower triangular, or, if ``polar``, the rotation (I - A)(I + A)^-1 with A skew, of
-    which the elements below the diagonal are free.  Also returns U M (k, d, d), s (k, d) and the
-    log-density of the uniform distribution of the rotations by these elements, up to a constant.
-    """
-    d = unit.shape[0]
-    p = spectrum.shape[1]
-    k = spectrum.shape[0] // d
-    s = np.empty((k, d))
-    factor = np.zeros((k, d, d))
-    covariance = np.zeros((k, d, d))
-    log_volume = 0.0
-    for j in range(k):
-        for f in range(d):
-            t = 0.0
-            for i in range(p):
-                t += spectrum[j * d + f, i] * vector[i]
-            s[j, f] = math.exp(t)
-            factor[j, f, f] = 1.0
-    row = 0
-    if below.shape[0] > 0:
-        for j in range(k):
-            for f in range(1, d):
-                for g in range(f):
-                    t = 0.0
-                    for i in range(below.shape[1]):
-                        t += below[row, i] * vector[p + i]
-                    factor[j, f, g] = t
-                    if polar:
-                        factor[j, g, f] = -t
-                    row += 1
-            if polar:
-                log_det = _invert(factor[j])
-                if j * (d * (d - 1) // 2) < below.shape[1]:  # each that is free, once
-                    log_volume -= (d - 1) * log_det
-                for f in range(d):
-                    for g in range(d):
-                        factor[j, f, g] = 2.0 * factor[j, f, g] - (1.0 if f == g else 0.0)
-    for j in range(k):
-        for f in range(d):
-            for g in range(d):
-                factor[j, f, g] *= unit[f]
-        for f in range(d):
-            for g in range(f + 1):
-                t = 0.0
-                for h in range(d if polar else g + 1):
-                    t += factor[j, f, h] * s[j, h] * factor[j, g, h]
-                covariance[j, f, g] = t
-                covariance[j, g, f] = t
-    return covariance, factor, s, log_volume
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def chart_pullback(vector, spectrum, below, unit, polar, slope, by_volume):  # type: ignore[no-untyped-def]
-    """Gradient by the vector, from ``slope`` (k, d, d) by the covariances and one by the volume."""
-    factor, s = chart(vector, spectrum, below, unit, polar)[1:3]
-    return pull_through_chart(factor, s, spectrum, below, unit, polar, slope, by_volume)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def pull_through_chart(factor, s, spectrum, below, unit, polar, slope, by_volume):  # type: ignore[no-untyped-def]
-    """`chart_pullback` with what `chart` has returned."""
-    k, d = s.shape
-    p = spectrum.shape[1]
-    out = np.zeros(p + below.shape[1])
-    row = 0
-    half = np.zeros((d, d))
-    by_entry = np.zeros((d, d))
-    for j in range(k):
-        for f in range(d):
-            for g in range(d):
-                half[f, g] = 0.0  # (slope + slope') F
-        for f in range(d):
-            for g in range(d):
-                t = slope[j, f, g] + slope[j, g, f]
-                for h in range(d if polar else g + 1):
-                    half[f, h] += t * factor[j, g, h]
-        for f in range(d):
-            t = 0.0
-            for g in range(0 if polar else f, d):
-                t += factor[j, g, f] * half[g, f]
-            for i in range(p):
-                out[i] += 0.5 * t * s[j, f] * spectrum[j * d + f, i]
-        if below.shape[0] == 0:
-            continue
-        for f in range(d):
-            for g in range(d):
-                by_entry[f, g] = unit[f] * half[f, g] * s[j, g]  # by M
-        if polar:
-            is_free = j * (d * (d - 1) // 2) < below.shape[1]
-            _pull_through_rotation(factor[j], unit, by_entry, by_volume if is_free else 0.0)
-        for f in range(1, d):
-            for g in range(f):
-                for i in range(below.shape[1]):
-                    out[p + i] += by_entry[f, g] * below[row, i]
-                row += 1
-    return out
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _pull_through_rotation(factor, unit, slope, by_volume):  # type: ignore[no-untyped-def]
-    """Turn the gradient by a rotation D into one by A, below the diagonal; in place.
-
-    With B = (I + A)^-1 = (D + I) / 2: dD = -2 B dA B, and d log det(I + A) = tr(B dA).
-    """
-    d = unit.shape[0]
-    b = np.empty((d, d))
-    for f in range(d):
-        for g in range(d):
-            b[f, g] = 0.5 * (factor[f, g] / unit[f] + (1.0 if f == g else 0.0))
-    half, inner = np.zeros((d, d)), np.zeros((d, d))
-    for f in range(d):
-        for g in range(d):
-            for h in range(d):
-                half[f, g] += b[h, f] * slope[h, g]
-    for f in range(d):
-        for g in range(d):
-            for h in range(d):
-                inner[f, g] += half[f, h] * b[g, h]
-    for f in range(1, d):
-        for g in range(f):
-            slope[f, g] = 2.0 * (inner[g, f] - inner[f, g]) + by_volume * (d - 1) * (
-                b[f, g] - b[g, f]
-            )

@@ -2,8 +2,8 @@ r"""The log-posterior of a specification's own priors, by hand: what NUTS sample
 
 It is the density of `model.to_pymc`, in the same unconstrained coordinates (`weight` by PyMC's
 simplex transform, `covariance` by `chart.Coordinates`, `mean` as it is), value and gradient from
-one pass over the data, in one function that Numba compiles once for all specifications.  So the
-first draw need not wait for a graph to be rewritten, differentiated and compiled.
+one pass over the data, in one function that Numba compiles for all specifications of a kind.  So
+the first draw need not wait for a graph to be rewritten, differentiated and compiled.
 
 Every prior is the same few terms with other coefficients (`terms`).
 
@@ -31,14 +31,23 @@ from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import Region
+from bayesgmm.numeric.coordinates import (
+    covariances,
+    elements,
+    log_weights,
+    pull_through_covariances,
+    pull_through_elements,
+    pull_through_log_weights,
+    pull_through_turn,
+    turn,
+)
 from bayesgmm.numeric.kernel import VERSION, accumulate_all, factorise
 from bayesgmm.numeric.kernel_ops import (
-    chart,
     has_density,
     of_groups,
     pseudo_sums,
     pull_back,
-    pull_through_chart,
+    scale_terms,
 )
 from bayesgmm.resolved import PseudoData, Separation
 from bayesgmm.target.layout import Layout
@@ -46,7 +55,7 @@ from bayesgmm.target.space import Space, checked_space
 from bayesgmm.target.terms import Terms, terms
 
 # As in `kernel_ops`: Numba's cache does not see that what is called here has changed.
-assert VERSION == 9, "kernel.VERSION was raised: raise it here, too"
+assert VERSION == 10, "kernel.VERSION was raised: raise it here, too"
 
 _pointer = types.CPointer(types.float64)
 _SIGNATURE = types.int64(
@@ -54,46 +63,33 @@ _SIGNATURE = types.int64(
 )
 
 
-def _log_density(by_groups: bool) -> Any:
-    """Return the log-density, to be compiled; without what is for rows known in part if not asked.
+def _log_density(by_groups: bool, polar: bool, conjugate: bool) -> Any:
+    """Return the log-density, to be compiled: see `compiled`.
 
-    That takes longer to compile than all the rest.
+    Numba leaves out what these rule out; to compile all takes three times as long as the least.
     """
 
     def log_density(size, point_, slope_, value_, arrays):  # type: ignore[no-untyped-def]
         """Write gradient and value at a point; 0, or nutpie's code for what is not finite."""
-        number = carray(arrays[0], (21,))
+        number = carray(arrays[0], (15,))
         n, d, k, p = int(number[0]), int(number[1]), int(number[2]), int(number[3])
-        n_weight, diagonal = int(number[4]), number[5] != 0.0
-        alpha, count, shrinkage = number[6], number[7], number[8]
-        share, value, polar = number[9], number[10], number[11] != 0.0
-        q, every, n_groups, n_known = (
-            int(number[12]),
-            int(number[13]),
-            int(number[14]),
-            int(number[15]),
-        )
-        n_free, log_rest, noise_level, tied = int(number[16]), number[17], number[18], number[19]
-        has_shares = number[20] != 0.0
+        n_weight, diagonal, q = int(number[4]), number[5] != 0.0, int(number[6])
+        every, n_groups, n_known = int(number[7]), int(number[8]), int(number[9])
+        n_shares, noise_level, value = int(number[10]), number[11], number[12]
         x = carray(arrays[1], (n, d))
         sample_weight = carray(arrays[2], (n_weight,))
         spectrum = carray(arrays[3], (k * d, p))
         below = carray(arrays[4], (0 if diagonal else k * d * (d - 1) // 2, q))
         unit = carray(arrays[5], (d,))
-        n_ratios = max(n_free - 1, 0)
+        n_ratios = max(n_shares - 1, 0)
         whole = n_ratios + p + q + k * d
-        linear = carray(arrays[6], (3, whole))
-        location = carray(arrays[7], (d,))
-        scatter = carray(arrays[8], (d, d))
-        by_sd = carray(arrays[9], (6, k, d))
-        log_fixed = carray(arrays[10], (every,))
-        fixed = carray(arrays[11], (whole,))
-        place = carray(arrays[12], (size,))
-        noise = carray(arrays[13], (2, d))
-        begin = carray(arrays[14], (n_groups + 1,))
-        observed = carray(arrays[15], (n_groups, d))
-        group_factor = carray(arrays[16], (n_groups, every))
-        known = carray(arrays[17], (n_known, every))
+        fixed = carray(arrays[6], (whole,))
+        place = carray(arrays[7], (size,))
+        source = carray(arrays[8], (every,))
+        base = carray(arrays[9], (every,))
+        noise = carray(arrays[10], (2, d))
+        by_share = carray(arrays[11], (n_shares,))
+        linear = carray(arrays[12], (3, whole))
         free_point = carray(point_, (size,))
         slope = carray(slope_, (size,))
 
@@ -102,38 +98,17 @@ def _log_density(by_groups: bool) -> Any:
             point[i] = fixed[i]
         for i in range(size):
             point[int(place[i])] = free_point[i]
-        # Of k components, and the noise as one more that is normal and flat.
-        log_weight = np.empty(every)
-        last, top, i = 0.0, -np.inf, 0
-        for j in range(every):
-            if np.isnan(log_fixed[j]):
-                log_weight[j] = point[i] if i < n_ratios else last
-                last -= log_weight[j]
-                top = max(top, log_weight[j])
-                i += 1
-        total = 0.0
-        for j in range(every):
-            if np.isnan(log_fixed[j]):
-                total += math.exp(log_weight[j] - top)
-        for j in range(every):
-            if np.isnan(log_fixed[j]):
-                log_weight[j] -= top + math.log(total)
-                value += alpha * log_weight[j]
-                log_weight[j] += log_rest
-            else:
-                log_weight[j] = log_fixed[j]
-        if has_shares:  # of what is no noise: two weights, of all components and of the noise
-            top = abs(point[0])
-            total = top + math.log(math.exp(point[0] - top) + math.exp(-point[0] - top))
-            for j in range(every):
-                log_weight[j] = log_fixed[j] + point[0] - total if j < k else -point[0] - total
-            value += alpha * log_weight[k] + ((alpha - 1.0) * k + 1.0) * (point[0] - total)
-        vector = point[n_ratios : n_ratios + p + q]
+        log_weight, share = log_weights(point, n_shares, source, base)
+        for i in range(n_shares):
+            value += by_share[i] * share[i]
         mean = point[n_ratios + p + q :].reshape((k, d))
-        covariance, factor, s, log_volume = chart(vector, spectrum, below, unit, polar)
-        value += log_volume
+        s, factor = elements(point[n_ratios : n_ratios + p + q], spectrum, below, d)
+        if polar:
+            value += turn(factor, q)
+        covariance = covariances(factor, unit, s)
 
-        # By elements: an assignment of slices takes seconds to compile.
+        # Of k components, and the noise as one more that is normal and flat. By elements: an
+        # assignment of slices takes seconds to compile.
         level, mean_ = np.empty(every), np.empty((every, d))
         covariance_ = np.zeros((every, d, d))
         for j in range(every):
@@ -151,25 +126,29 @@ def _log_density(by_groups: bool) -> Any:
                 slope[i] = 0.0
             return 4
 
-        if not by_groups:
-            loglik, zeroth, first, second = accumulate_all(
-                x, sample_weight, diagonal, level, mean_, whitening
-            )
-        else:
-            loglik, zeroth, rows_by_mean, rows_by_covariance = of_groups(
+        if by_groups:
+            begin = carray(arrays[16], (n_groups + 1,))
+            observed = carray(arrays[17], (n_groups, d))
+            group_factor = carray(arrays[18], (n_groups, every))
+            known = carray(arrays[19], (n_known, every))
+            loglik, by_weight, rows_by_mean, rows_by_covariance = of_groups(
                 *(x, sample_weight, begin, observed, group_factor, known),
                 *(diagonal, level, mean_, covariance_),
             )
-        value += loglik
-        by_weight = np.empty(every)
-        for j in range(every):
-            by_weight[j] = zeroth[j] + alpha
-        if by_groups:
             zeroth = np.zeros(every)
             first, second = np.zeros((every, d)), np.zeros((every, d, d))
-        if count > 0.0:
+        else:
+            loglik, by_weight, first, second = accumulate_all(
+                x, sample_weight, diagonal, level, mean_, whitening
+            )
+            zeroth = by_weight.copy()
+        value += loglik
+        if conjugate:
+            location = carray(arrays[13], (d,))
+            scatter = carray(arrays[14], (d, d))
+            count, shrinkage = number[13], number[14]
             pseudo, pseudo_first, pseudo_second = pseudo_sums(
-                mean, whitening[:k], location, scatter, count, shrinkage
+                mean, whitening, location, scatter, count, shrinkage
             )
             for j in range(k):
                 value += pseudo[j]
@@ -185,59 +164,20 @@ def _log_density(by_groups: bool) -> Any:
                     by_mean[j, f] += rows_by_mean[j, f]
                     for g in range(d):
                         by_covariance[j, f, g] += rows_by_covariance[j, f, g]
-        if count == 0.0:
-            log_sd = np.empty(d)
-            for j in range(k):
-                middle, pull = 0.0, 0.0
-                for f in range(d):
-                    log_sd[f] = 0.5 * math.log(covariance[j, f, f])
-                    middle += share / d * log_sd[f]
-                for f in range(d):
-                    gap = log_sd[f] - middle - by_sd[4, j, f]
-                    pull += share / d * by_sd[3, j, f] * gap
-                for f in range(d):
-                    gap = log_sd[f] - middle - by_sd[4, j, f]
-                    a = by_sd[0, j, f] * log_sd[f]
-                    b = by_sd[1, j, f] * math.exp(-log_sd[f])
-                    g = by_sd[2, j, f] * math.exp(2.0 * log_sd[f])
-                    value += a + b + g - 0.5 * by_sd[3, j, f] * gap * gap
-                    by_log_sd = by_sd[0, j, f] - b + 2.0 * g - by_sd[3, j, f] * gap + pull
-                    by_covariance[j, f, f] += 0.5 * by_log_sd / covariance[j, f, f]
-        if tied > 0.0:
-            for f in range(d):
-                common = 1.0
-                for j in range(k):
-                    common += by_sd[5, j, f] / covariance[j, f, f]
-                value -= tied * math.log(common)
-                for j in range(k):
-                    by_covariance[j, f, f] += (
-                        tied * by_sd[5, j, f] / covariance[j, f, f] ** 2 / common
-                    )
+        if not conjugate:
+            value += scale_terms(
+                covariance, carray(arrays[15], (6, k, d)), number[13], number[14], by_covariance
+            )
 
-        total = 0.0
-        for j in range(every):
-            if np.isnan(log_fixed[j]):
-                total += by_weight[j]
+        by_ratio = pull_through_log_weights(by_weight, by_share, share, source)
+        by_log_s, by_factor = pull_through_covariances(by_covariance, factor, unit, s)
+        if polar:
+            pull_through_turn(factor, unit, by_factor, q, 1.0)
+        by_vector = pull_through_elements(by_log_s, by_factor, spectrum, below)
         by_whole = np.empty(whole)
-        last, i = 0.0, 0
-        for j in range(every):
-            if np.isnan(log_fixed[j]):
-                last = by_weight[j] - math.exp(log_weight[j] - log_rest) * total
-                if i < n_ratios:
-                    by_whole[i] = last
-                i += 1
-        if has_shares:
-            total = 1.0 - k
-            for j in range(every):
-                total += by_weight[j]
-            last = by_weight[k] - math.exp(log_weight[k]) * total
-            by_whole[0] = -last
-        by_vector = pull_through_chart(
-            factor, s, spectrum, below, unit, polar, by_covariance[:k], 1.0
-        )
         for i in range(whole):
             if i < n_ratios:
-                by_whole[i] -= last
+                by_whole[i] = by_ratio[i]
             elif i < whole - k * d:
                 by_whole[i] = by_vector[i - n_ratios]
             else:
@@ -258,15 +198,20 @@ def _log_density(by_groups: bool) -> Any:
 
 
 @cache
-def compiled(by_groups: bool) -> Any:
+def compiled(by_groups: bool, polar: bool, conjugate: bool) -> Any:
     """Return the log-density as a C callback; compiled on first use.
 
     Parameters
     ----------
     by_groups : bool
         Whether rows may be known in part.
+    polar : bool
+        Whether the covariances have axes for coordinates.
+    conjugate : bool
+        Whether the prior is pseudo-data.
     """
-    return cfunc(_SIGNATURE, cache=True, error_model="numpy")(_log_density(by_groups))
+    density = _log_density(by_groups, polar, conjugate)
+    return cfunc(_SIGNATURE, cache=True, error_model="numpy")(density)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,22 +240,18 @@ class Target:
         space, t, layout = self.space, self.terms, self.layout
         chart = space.chart
         number = [*layout.x.shape, chart.k, chart.spectrum.shape[1], len(layout.weight)]
-        number += [chart.family.is_diagonal, t.alpha, t.count, t.shrinkage, t.share, t.constant]
-        number += [chart.family.is_polar, chart.below.shape[1], len(space.log_fixed)]
-        number += [len(layout.observed), len(layout.known)]
-        number += [space.n_free_weights, space.log_rest, space.noise_level, t.tied]
-        number += [space.has_shares]
-        coordinates = (chart.spectrum, chart.below, chart.unit)
-        linear = np.stack([t.linear, t.precision, t.center])
-        prior = (linear, t.location, t.scatter, t.by_sd)
-        held = (space.log_fixed, space.whole, space.place)
+        number += [chart.family.is_diagonal, chart.below.shape[1], len(space.source)]
+        number += [len(layout.observed), len(layout.known), len(t.alpha)]
+        number += [space.noise_level, t.constant]
+        number += [t.count, t.shrinkage] if t.is_conjugate else [t.share, t.tied]
+        coordinates = (chart.spectrum, chart.below, chart.unit, space.whole, space.place)
+        weights = (space.source, space.base)
         noise = np.stack([space.center, space.noise_variance])
+        linear = np.stack([t.linear, t.precision, t.center])
+        prior = (t.alpha, linear, t.location, t.scatter, t.by_sd)
         rows = (layout.begin, layout.observed, layout.factor, layout.known)
-        every = (*coordinates, *prior, *held, noise, *rows)
-        return tuple(
-            np.ascontiguousarray(array, dtype=np.float64)
-            for array in (np.array(number), layout.x, layout.weight, *every)
-        )
+        every = (np.array(number), layout.x, layout.weight, *coordinates, *weights, noise, *prior)
+        return tuple(np.ascontiguousarray(a, dtype=np.float64) for a in (*every, *rows))
 
     @cached_property
     def layout(self) -> Layout:
@@ -320,7 +261,8 @@ class Target:
     @cached_property
     def function(self) -> Any:
         """The compiled log-density, which reads the arrays."""
-        return compiled(len(self.layout.observed) > 0)
+        is_polar = self.space.chart.family.is_polar
+        return compiled(len(self.layout.observed) > 0, is_polar, self.terms.is_conjugate)
 
     @cached_property
     def pointers(self) -> Any:

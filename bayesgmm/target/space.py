@@ -84,6 +84,20 @@ class Space:
             return 0.0
         return float(np.log1p(-np.nansum(np.exp(self.log_fixed))))
 
+    @cached_property
+    def source(self) -> NDArray[np.intp]:
+        """Of every weight, and the noise's: the place of the share that it has, -1 if fixed."""
+        if self.has_shares:
+            return np.append(np.zeros(self.chart.k, dtype=np.intp), 1)
+        is_free = np.isnan(self.log_fixed)
+        return np.where(is_free, np.cumsum(is_free) - 1, -1)
+
+    @cached_property
+    def base(self) -> Array:
+        """Logarithm of what every weight has that share of, or of the weight itself."""
+        rest = np.full(len(self.log_fixed), self.log_rest)
+        return np.where(np.isnan(self.log_fixed), rest, self.log_fixed)
+
     @property
     def n_weights(self) -> int:
         """Number of coordinates of the weights."""

@@ -2,7 +2,7 @@ r"""A prior as the coefficients of a few terms in the unconstrained coordinates.
 
 With x the unconstrained vector, L the log sds and w the weights, every prior is the same few terms:
 
-.. math:: c + l^\top x - \tfrac12 \sum_i p_i (x_i - m_i)^2 + \alpha \sum_k \log w_k
+.. math:: c + l^\top x - \tfrac12 \sum_i p_i (x_i - m_i)^2 + \sum_k \alpha_k \log w_k
           + \text{pseudo-data}(\mu, \Sigma)
           + \sum_{kj} [a L + b e^{-L} + g e^{2L} - \tfrac12 q (L - s \bar L - o)^2]_{kj}
           - t \sum_j \log(1 + \sum_k r_{kj} e^{-2 L_{kj}}).
@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaln, gammaln
+from scipy.special import gammaln
 
 from bayesgmm.errors import ArgumentError
 from bayesgmm.moments import Array
@@ -31,8 +31,11 @@ class Terms:
 
     Parameters
     ----------
-    constant, alpha : float
-        c and the coefficient of the log-weights, the simplex transform's Jacobian included.
+    constant : float
+        c.
+    alpha : (m,) array
+        Of the logarithms of the weights that are free, or of the shares that they are made of
+        (`space.Space`), the simplex transform's Jacobian included.
     linear, precision, center : (size,) arrays
         l, p and m.
     by_sd : (6, k, d) array
@@ -46,7 +49,7 @@ class Terms:
     """
 
     constant: float
-    alpha: float
+    alpha: Array
     linear: Array
     precision: Array
     center: Array
@@ -57,6 +60,11 @@ class Terms:
     shrinkage: float
     location: Array
     scatter: Array
+
+    @property
+    def is_conjugate(self) -> bool:
+        """Whether there are pseudo-data; else there may be terms of the log sds."""
+        return self.count > 0.0
 
 
 def noise_law(alpha: float, k: int) -> tuple[float, float]:
@@ -83,10 +91,13 @@ def terms(prior: PseudoData | Separation, space: Space) -> Terms:
     """Return a resolved prior's coefficients in the coordinates of a space, fixed ones included."""
     chart = space.chart
     family, k, d = chart.family, chart.k, chart.d
-    alpha, free = prior.concentration, max(space.n_free_weights, 1)
-    constant = math.log(free) + float(gammaln(free * alpha) - free * gammaln(alpha))
+    concentration, free = prior.concentration, space.n_free_weights
+    alpha = np.full(free, concentration)
     if space.has_shares:
-        constant = math.log(2.0) - float(betaln(*noise_law(alpha, k)))
+        alpha = np.array(noise_law(concentration, k)[::-1])
+    constant = 0.0
+    if free:
+        constant = math.log(free) + float(gammaln(alpha.sum()) - gammaln(alpha).sum())
     linear, precision, center = np.zeros((3, len(space.whole)))
     begin = space.covariances.start
     vector = slice(begin, begin + chart.spectrum.shape[1])
