@@ -21,6 +21,7 @@ from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data, read
 from bayesgmm.em import loop as em
 from bayesgmm.em.loop import UNUSABLE, run
+from bayesgmm.em.spikes import are_spikes
 from bayesgmm.em.start import Start, from_labels
 from bayesgmm.errors import (
     ArgumentError,
@@ -722,3 +723,29 @@ def test_few_points_that_are_close_by_chance_are_never_called_good():
             assert np.sqrt(found["posterior"]["covariance"].min()) > 0.01 * x.std()
         shares.append(status["starts"] == "ok")
     assert len(shares) >= 24
+
+
+@pytest.mark.parametrize("letters", ["VVV", "VVE"])
+def test_few_points_near_a_plane_are_a_spike_where_axes_can_turn_to_it(letters):
+    """Through any six points of six columns there is a plane: eight near one mean nothing."""
+    rng = np.random.default_rng(4)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    x = rng.normal(size=(160, 6))
+    few, many = np.arange(160) < 8, np.arange(160) < 80
+    for is_near, wanted in ((few, "spurious"), (many, "converged")):
+        near = x @ turn
+        near[is_near, 0] *= 1e-4
+        found = fit(bg.GaussianMixture(2, letters), near @ turn.T, start=np.where(is_near, 0, 1))
+        assert found.attrs["stop_reason"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("letters", "is_spike"),
+    [("EVV", True), ("EVE", True), ("VVE", True), ("VVI", False), ("EEE", False)],
+)
+def test_a_thin_component_of_two_points_a_column_is_a_spike_if_it_can_turn(letters, is_spike):
+    turn = np.linalg.qr(np.random.default_rng(4).normal(size=(6, 6)))[0]
+    thin = turn @ np.diag([1e-6, 1.0, 1.0, 1.0, 1.0, 1.0]) @ turn.T
+    count = np.array([12.0, 148.0])
+    about = Parameters(count / 160.0, np.zeros((2, 6)), np.stack([thin, np.eye(6)]))
+    assert_array_equal(are_spikes(about, count, Covariance(letters)), [is_spike, False])

@@ -10,8 +10,9 @@ chance alone would make: of the :math:`n` points of its neighbourhood, about
 
 groups of :math:`m` are as thin, :math:`s` being the ratio of its standard deviation to that of the
 components around it, where a group of p points has thickness 0 and each further one has to be near
-in f directions: p = d, f = 1 for a matrix of its own (a plane through d points, and the smallest
-ratio over all directions), p = 1, f = 1 for variances of its own, p = 1, f = d for a sphere.
+in f directions: p = d, f = 1 for a matrix of its own, or variances of its own along axes that are
+only common (a plane through d points, and the smallest ratio over all directions), p = 1, f = 1
+for variances of its own along the columns, p = 1, f = d for a sphere.
 
 References
 ----------
@@ -92,7 +93,7 @@ def expected_by_chance(parameters: Parameters, count: Array, family: Covariance)
     m = np.asarray(count, dtype=float)
     if family.shape == "I":
         power = d * (m - 1.0)
-    elif family.orientation == "V":
+    elif _has_free_planes(family):
         power = m - d
     else:
         power = m - 1.0
@@ -102,8 +103,13 @@ def expected_by_chance(parameters: Parameters, count: Array, family: Covariance)
     return np.where(whole < THIN, found, -np.inf)
 
 
+def _has_free_planes(family: Covariance) -> bool:
+    """Whether a component can be thin across any plane: common axes turn to it, too."""
+    return family.orientation == "V" or (family.orientation, family.shape) == ("E", "V")
+
+
 def are_spikes(parameters: Parameters, count: Array, family: Covariance) -> NDArray[np.bool_]:
     """Say which components are spikes, (k,) booleans."""
     expected = expected_by_chance(parameters, count, family)
-    few = 2.0 * (parameters.d + 1.0 if family.orientation == "V" else 2.0)
+    few = 2.0 * (parameters.d + 1.0 if _has_free_planes(family) else 2.0)
     return (expected > np.log(BY_CHANCE)) | (np.isfinite(expected) & (count < few))
