@@ -165,21 +165,28 @@ def summary(
 def _summary_of_draws(fit: xr.DataTree, ci_prob: float, allow_ambiguous: bool) -> pd.DataFrame:
     rows = parameter_rows(spec_of(fit), names_of(fit))
     draws, level = take_draws(fit, rows), f"{100 * ci_prob:g}"
-    note = "" if allow_ambiguous else why_refused(fit)
+    note = "" if allow_ambiguous else note_of_ambiguous(fit)
     if note:
         shared = [i for i, row in enumerate(rows) if row.cluster < 0]
         free = label_free_of(fit)
         others = label_free_rows(free, names_of(fit))
         rows = [*(rows[i] for i in shared), *others]
         draws = np.concatenate([draws[..., shared], take(free, others)], axis=-1)
-        note += "; only quantities without labels are shown (all: allow_ambiguous=True)"
-        warnings.warn(PosteriorWarning("ambiguous-labels", note), skip_file_prefixes=(PACKAGE,))
     found = summarise_draws(draws, ci_prob, are_independent(fit))
     order = ("mean", "sd", "eti_lower", "eti_upper", "mcse", "ess_bulk", "ess_tail", "r_hat")
     frame = _frame(rows, {name.replace("eti", f"eti{level}"): found[name] for name in order})
     frame.attrs = {"ci_kind": "eti", "ci_prob": ci_prob, "note": note, **_units(fit)}
     frame.attrs |= {"alignment": alignment_of(fit), "ambiguous": ambiguous_of(fit)}
     return frame
+
+
+def note_of_ambiguous(fit: xr.DataTree) -> str:
+    """Return why components are not shown, and warn of it; "" where they are."""
+    note = why_refused(fit)
+    if note:
+        note += "; only quantities without labels are shown (all: allow_ambiguous=True)"
+        warnings.warn(PosteriorWarning("ambiguous-labels", note), skip_file_prefixes=(PACKAGE,))
+    return note
 
 
 def _frame(rows: list[Row], table: dict[str, Array]) -> pd.DataFrame:

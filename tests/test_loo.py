@@ -306,6 +306,18 @@ class TestSensitivity:
         if wanted == STRONG:
             assert table_.loc["mean[0, x0]", "prior of mean"] > 0.05
 
+    def test_ambiguous_components_are_left_out(self) -> None:
+        post = posterior().copy(deep=True)
+        margin = post["labels"]["margin"]
+        post["labels"] = xr.DataTree(post["labels"].to_dataset().assign(margin=0.0 * margin))
+        with pytest.warns(PosteriorWarning, match=r"100\.0% of the draws have ambiguous labels"):
+            found = bg.sensitivity(post)
+        assert not any(name.startswith(("weight[", "mean[", "cov")) for name in found.index)
+        assert {"mixture_mean[waiting]", "weight_entropy"} <= set(found.index)
+        assert found.attrs["note"].endswith("(all: allow_ambiguous=True)")
+        everything = bg.sensitivity(post, allow_ambiguous=True)
+        pd.testing.assert_frame_equal(everything, bg.sensitivity(posterior()))
+
     def test_what_has_no_prior_is_refused_by_name(self) -> None:
         mle = bg.fit_em(bg.GaussianMixture(1), table("faithful"))
         boot = quiet(bg.bootstrap, mle, draws=30, random_seed=1)

@@ -11,7 +11,11 @@ and variances apart:
     variances | ..    inverse gamma, column by column
     means | ..        normal
 
-and for variances that are alike in size (Richardson & Green 1997) their common rate, a gamma.
+for variances that are alike in size (Richardson & Green 1997) their common rate, a gamma; and whole
+covariances under the conjugate prior, with cells that are missing:
+
+    cells | ..        normal, each given the others of its row
+    covariances | z   inverse Wishart
 Chains start far from each other, in the prior.  With known labels a chain may stay where it has
 exchanged the components of the others: data of which chains disagree say nothing, and are left out.
 
@@ -32,7 +36,7 @@ from bayesgmm.prior import HierarchicalInverseGamma
 from bayesgmm.resolved import PseudoData, measure_exponent
 from validation.ranks import Case, Draws, Sample, draw, label_free_quantities, prior_of, true_values
 
-CASES = ("V", "VVI", "VVI hierarchical", "V labels")
+CASES = ("V", "VVI", "VVI hierarchical", "V labels", "VVV", "VVV missing")
 CHAINS = 6
 AGREED = 1.05  # R-hat of the log-likelihood
 _SWEEPS, _BURN, _THIN = 6000, 1000, 10
@@ -142,8 +146,91 @@ def sweep_many(x, label, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-
     return weights, means, variances
 
 
+@njit(cache=True)
+def wishart_root(dof, scatter, rng):  # type: ignore[no-untyped-def]
+    """Return B, lower triangular, with B B' the inverse of a draw of inverse Wishart's."""
+    d = len(scatter)
+    a = np.zeros((d, d))
+    for f in range(d):
+        a[f, f] = np.sqrt(2.0 * rng.gamma(0.5 * (dof - f), 1.0))
+        for g in range(f):
+            a[f, g] = rng.normal(0.0, 1.0)
+    return np.linalg.cholesky(np.linalg.inv(scatter)) @ a
+
+
+@njit(cache=True)
+def sweep_whole(x, k, concentration, location, shrinkage, dof, scatter, sweeps, burn, thin, rng):  # type: ignore[no-untyped-def]
+    """`sweep_many` of whole covariances (s, k, d, d), NaN where a cell is missing."""
+    n, d = x.shape
+    weights = np.empty(((sweeps - burn) // thin, k))
+    means, covariances = np.empty((len(weights), k, d)), np.empty((len(weights), k, d, d))
+    w, mu, root, log_r = np.empty(k), np.empty((k, d)), np.empty((k, d, d)), np.empty(k)
+    full = x.copy()
+    for i in range(n):
+        for f in range(d):
+            if np.isnan(x[i, f]):
+                full[i, f] = location[f]
+    count, total, square = np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d))
+    for sweep in range(sweeps):
+        for j in range(k):  # at first, without counts, from the prior
+            w[j] = rng.gamma(concentration + count[j], 1.0)
+            weight = shrinkage + count[j]
+            center = (shrinkage * location + total[j]) / weight
+            about = scatter + square[j] + shrinkage * np.outer(location, location)
+            root[j] = wishart_root(dof + count[j], about - weight * np.outer(center, center), rng)
+            z = np.empty(d)
+            for f in range(d):
+                z[f] = rng.normal(0.0, 1.0)
+            mu[j] = center + np.linalg.solve(np.ascontiguousarray(root[j].T), z) / np.sqrt(weight)
+        w /= w.sum()
+        at = (sweep - burn) // thin
+        if sweep >= burn and (sweep - burn) % thin == 0 and at < len(weights):
+            weights[at], means[at] = w, mu
+            for j in range(k):
+                covariances[at, j] = np.linalg.inv(root[j] @ root[j].T)
+        count[:], total[:], square[:] = 0.0, 0.0, 0.0
+        for i in range(n):
+            for j in range(k):
+                log_r[j] = np.log(w[j])
+                for f in range(d):
+                    z_f = 0.0
+                    for g in range(f, d):
+                        z_f += root[j, g, f] * (full[i, g] - mu[j, g])
+                    log_r[j] += np.log(root[j, f, f]) - 0.5 * z_f**2
+            r = np.exp(log_r - log_r.max())
+            u, j = rng.random() * r.sum(), 0
+            while j < k - 1 and u > r[j]:
+                u -= r[j]
+                j += 1
+            for f in range(d):
+                if np.isnan(x[i, f]):
+                    own, pull = 0.0, 0.0
+                    for g in range(d):
+                        entry = 0.0
+                        for h in range(d):
+                            entry += root[j, f, h] * root[j, g, h]
+                        if g == f:
+                            own = entry
+                        else:
+                            pull += entry * (full[i, g] - mu[j, g])
+                    full[i, f] = mu[j, f] - pull / own + rng.normal(0.0, 1.0) / np.sqrt(own)
+            count[j] += 1.0
+            total[j] += full[i]
+            square[j] += np.outer(full[i], full[i])
+    return weights, means, covariances
+
+
 def posterior(case: Case, sample: Sample, rng: np.random.Generator) -> Draws:
     """Return the draws of all chains, one after the other."""
+    if case.spec.covariance.letters == "VVV":
+        prior = prior_of(case)
+        assert isinstance(prior, PseudoData)
+        dof = prior.count - measure_exponent(case.spec.covariance, case.d)
+        numbers = (prior.concentration, prior.mean, prior.shrinkage, dof, prior.scatter)
+        whole = (case.spec.n_components, *numbers, _SWEEPS, _BURN, _THIN)
+        chains = [sweep_whole(sample.x, *whole, each) for each in rng.spawn(CHAINS)]
+        weight, mean, covariance = (np.concatenate(parts) for parts in zip(*chains, strict=True))
+        return weight, mean, covariance
     settings = (case.spec.n_components, numbers_of(case), _SWEEPS, _BURN, _THIN)
     chains = [sweep_many(sample.x, sample.label, *settings, each) for each in rng.spawn(CHAINS)]
     weight, mean, variance = (np.concatenate(parts) for parts in zip(*chains, strict=True))

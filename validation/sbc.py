@@ -1,7 +1,7 @@
 """Simulation-based calibration: whether posteriors hold the truth as often as they say.
 
     python -m validation.sbc [--simulations 500] [--cases VVV EEE] [--workers 2] [--out docs/sbc.md]
-        [--keep found.jsonl]
+        [--keep found.jsonl] [--beside CASE ...]
 
 `validation.ranks` makes one simulation.  Here are many, of several cases; the same with bugs
 planted in the log-posterior, which must be seen; some again by the sampler of `validation.gibbs`;
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -40,6 +40,7 @@ from validation.ranks import BUGS, RANKED, cases, one
 BAND = 0.99  # probability of the simultaneous band
 # Correlation of a uniform place with the same place among so many draws: variances 1/12 and 1/6n.
 NOISE = (1.0 + 2.0 / RANKED) ** -0.5
+PICTURES = ("sbc", "sbc-planted")
 SEEN = 0.01  # a bug is seen where the smallest p-value, times their number, is below
 
 
@@ -329,6 +330,30 @@ uniformity and pictures are ArviZ's, as they are for simuk.
 """
 
 
+def renew(options: argparse.Namespace) -> None:
+    """Make some cases of the page anew, beside their exact posterior; pictures stay."""
+    kept_in = options.out.with_suffix(".json")
+    record = json.loads(kept_in.read_text())
+    for name in options.beside:
+        study = Study(name, None, options.simulations, record["seed"])
+        found = list(all_of(study, options.workers, options.keep))
+        exact = list(all_of(replace(study, sampler="gibbs"), options.workers, options.keep))
+        if len(found) < study.n or len(exact) < study.n:  # interrupted
+            return
+        by_case = {pair["case"]: pair for pair in record["beside exact"]}
+        by_case[name] = beside_exact(found, exact)
+        record["beside exact"] = [by_case[c] for c in gibbs.CASES if c in by_case]
+        record["records"] = [
+            summarise(study, found) if (r["case"], r["bug"]) == (name, None) else r
+            for r in record["records"]
+        ]
+    pictures = [f"{stem}.png" for stem in PICTURES if options.out.with_name(f"{stem}.png").exists()]
+    text = page(record["records"], record["beside exact"], record["seed"], pictures)
+    print(text)
+    options.out.write_text(text)
+    kept_in.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     """Run the simulations and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -340,7 +365,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     keep = "a file of what each simulation gave, to go on from after an interruption"
     parser.add_argument("--keep", type=Path, help=keep)
+    only = "only these cases anew, beside their exact posterior; the others stay as they are in OUT"
+    parser.add_argument("--beside", nargs="+", choices=gibbs.CASES, metavar="CASE", help=only)
     options = parser.parse_args()
+    if options.beside:
+        renew(options)
+        return
     studies = [Study(name, None, options.simulations, options.seed) for name in options.cases]
     if options.planted:
         name = "VVV" if "VVV" in options.cases else options.cases[0]
@@ -371,7 +401,7 @@ def main() -> None:
         return
     pictures = []
     if options.out:
-        for name, group in (("sbc", tables), ("sbc-planted", spoilt)):
+        for name, group in zip(PICTURES, (tables, spoilt), strict=True):
             if group:
                 pictures.append(f"{name}.png")
                 picture(group, options.out.with_name(pictures[-1]))

@@ -23,14 +23,23 @@ from arviz_stats.psense import psense
 
 from bayesgmm.arguments import share
 from bayesgmm.evidence.source import posterior_of
-from bayesgmm.rows import draws_of, label_free_of, label_free_rows, parameter_rows, take
+from bayesgmm.rows import (
+    draws_of,
+    label_free_of,
+    label_free_rows,
+    note_of_ambiguous,
+    parameter_rows,
+    take,
+)
 from bayesgmm.tree import names_of, spec_of
 
 CONFLICT = "prior-data conflict"
 STRONG = "strong prior, weak likelihood"
 
 
-def sensitivity(post: xr.DataTree, *, threshold: float = 0.05) -> pd.DataFrame:
+def sensitivity(
+    post: xr.DataTree, *, threshold: float = 0.05, allow_ambiguous: bool = False
+) -> pd.DataFrame:
     """Return how sensitive each quantity is to the prior and to the likelihood.
 
     Parameters
@@ -39,12 +48,16 @@ def sensitivity(post: xr.DataTree, *, threshold: float = 0.05) -> pd.DataFrame:
         Draws by `sample_posterior` or `fit_laplace`; the log-likelihood need not be kept.
     threshold : float
         From here on a quantity counts as sensitive.
+    allow_ambiguous : bool
+        As for `summary`: of draws whose labels are ambiguous (in more than 5 % of them) only
+        quantities without labels are shown; or, if this is true, all nonetheless.
 
     Returns
     -------
     DataFrame
         A row for every free parameter, and for every label-free quantity (mean and sd of the
         mixture, shares between components, ...), which holds where labels are ambiguous, too.
+        ``attrs["note"]``: why components are left out.
         Columns: ``prior``, of the whole prior; ``prior of weight``, ``prior of mean`` (given the
         covariances), ``prior of covariance``, its parts; ``likelihood``; ``diagnosis``:
         "prior-data conflict" where prior and likelihood both matter, so that they pull in different
@@ -56,6 +69,11 @@ def sensitivity(post: xr.DataTree, *, threshold: float = 0.05) -> pd.DataFrame:
     ArgumentError
         If ``post`` is no posterior, or the threshold not between 0 and 1.
 
+    Warns
+    -----
+    PosteriorWarning
+        With code ambiguous-labels: components are left out.
+
     Notes
     -----
     `arviz.psense_summary` and `arviz.plot_psense_dist` work on the fit itself, where the pointwise
@@ -65,7 +83,11 @@ def sensitivity(post: xr.DataTree, *, threshold: float = 0.05) -> pd.DataFrame:
     share("threshold", threshold)
     names, free = names_of(fit), label_free_of(fit)
     free = {name: array for name, array in free.items() if name != "loglik"}
-    rows = [*parameter_rows(spec_of(fit), names), *label_free_rows(free, names)]
+    rows = parameter_rows(spec_of(fit), names)
+    note = "" if allow_ambiguous else note_of_ambiguous(fit)
+    if note:
+        rows = [row for row in rows if row.cluster < 0]
+    rows += label_free_rows(free, names)
     columns = np.moveaxis(take(draws_of(fit) | free, rows), -1, 0)
     values = dict(zip([row.label for row in rows], columns, strict=True))
     both = ("chain", "draw")
@@ -92,6 +114,7 @@ def sensitivity(post: xr.DataTree, *, threshold: float = 0.05) -> pd.DataFrame:
     )
     both_values = zip(table["prior"], table["likelihood"], strict=True)
     table["diagnosis"] = [_diagnosis(p, d, threshold) for p, d in both_values]
+    table.attrs["note"] = note
     return table
 
 
