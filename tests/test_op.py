@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.numeric import coordinates
+from bayesgmm.numeric import chart_ops
 from bayesgmm.posterior.model import FamilyChart
 from bayesgmm.posterior.op import Chart, ChartPullback, ConjugateTerms, MixtureLogp, MixtureRows
 
@@ -483,7 +483,7 @@ class TestChart:
         log_weight, found = np.log1p(drawn**2).sum(axis=1), []
         for i, below in enumerate(drawn):
             vector = np.concatenate([np.zeros(d), below])
-            _, factor, _, log_volume = coordinates.chart(
+            _, factor, _, log_volume = chart_ops.chart(
                 vector, chart.spectrum, chart.below, chart.unit, True
             )
             log_weight[i] += log_volume
@@ -530,7 +530,7 @@ class TestChart:
 
     def test_an_overflow_is_no_exception(self) -> None:
         chart = FamilyChart(Covariance("VVV"), 2, np.ones(2))
-        covariance = coordinates.chart(
+        covariance = chart_ops.chart(
             np.full(chart.size, 800.0), chart.spectrum, chart.below, chart.unit, False
         )[0]
         assert not np.isfinite(covariance).all()

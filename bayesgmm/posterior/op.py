@@ -27,7 +27,7 @@ from pytensor.link.numba.dispatch.basic import (
 from pytensor.tensor.math import Sum
 from pytensor.tensor.rewriting.basic import register_canonicalize
 
-from bayesgmm.numeric import coordinates, kernel, kernel_ops
+from bayesgmm.numeric import chart_ops, kernel, kernel_ops
 
 
 def _doubles(values: tuple[Any, ...], ndims: tuple[int, ...], name: str) -> list[Any]:
@@ -228,7 +228,7 @@ class Chart(Op):
         return [tuple(pt.as_tensor(s) for s in node.outputs[0].type.shape), ()]
 
     def perform(self, node: Any, inputs: Any, outputs: Any) -> None:  # noqa: D102
-        found = coordinates.chart(*map(np.ascontiguousarray, inputs), self.polar)
+        found = chart_ops.chart(*map(np.ascontiguousarray, inputs), self.polar)
         outputs[0][0], outputs[1][0] = found[0], np.asarray(found[3])
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
@@ -246,7 +246,7 @@ def _numba_chart(op: Any, node: Any, **kwargs: Any) -> Any:
 
     @numba_njit(error_model="numpy", fastmath=False)
     def chart(vector, spectrum, below, unit):  # type: ignore[no-untyped-def]
-        covariance, _, _, log_volume = coordinates.chart(vector, spectrum, below, unit, polar)
+        covariance, _, _, log_volume = chart_ops.chart(vector, spectrum, below, unit, polar)
         return covariance, np.asarray(log_volume)
 
     return chart, kernel.VERSION
@@ -271,7 +271,7 @@ class ChartPullback(Op):
         *chart, slope, by_volume = inputs
         arrays = map(np.ascontiguousarray, chart)
         slope = np.ascontiguousarray(slope)
-        outputs[0][0] = coordinates.chart_pullback(*arrays, self.polar, slope, float(by_volume))
+        outputs[0][0] = chart_ops.chart_pullback(*arrays, self.polar, slope, float(by_volume))
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:  # noqa: D102
         return [grad_not_implemented(self, i, v) for i, v in enumerate(inputs)]
@@ -283,7 +283,7 @@ def _numba_chart_pullback(op: Any, node: Any, **kwargs: Any) -> Any:
 
     @numba_njit(error_model="numpy", fastmath=False)
     def chart_pullback(vector, spectrum, below, unit, slope, by_volume):  # type: ignore[no-untyped-def]
-        return coordinates.chart_pullback(
+        return chart_ops.chart_pullback(
             vector, spectrum, below, unit, polar, slope, by_volume.item()
         )
 

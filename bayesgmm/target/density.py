@@ -31,7 +31,7 @@ from bayesgmm.information.fixed import Fixed
 from bayesgmm.mixture import GaussianMixture
 from bayesgmm.moments import Array, Parameters
 from bayesgmm.noise import Region
-from bayesgmm.numeric.coordinates import (
+from bayesgmm.numeric.chart_ops import (
     covariances,
     elements,
     log_weights,
