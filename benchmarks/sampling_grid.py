@@ -100,7 +100,7 @@ def measure(sizes: list[int], columns: list[int], cores: int) -> Iterator[dict[s
             for engine in ENGINES:
                 print(f"  {engine}: {n} rows, {d} columns", file=sys.stderr, flush=True)
                 found = run(engine, n, d, cores, folder)
-                # Ours is compiled once for all; others anew for every number of columns.
+                # Ours is compiled once for all of these; others anew for every number of columns.
                 key = (engine, 0 if engine == OURS else d)
                 found["caches"] = "warm" if again or key in seen else "cold"
                 seen.add(key)
@@ -114,12 +114,11 @@ def _rate(record: dict[str, Any] | None) -> float | None:
     return float(record["ess"] / record["total"])
 
 
-def page(results: dict[str, Any]) -> str:
-    """Return the page."""
-    records, facts = results["records"], results["machine"]
+def _lines(records: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """Return the head and the rows of the table of what was measured."""
     head = ["rows", "columns", "who", "caches", "draws", "whole", "least ESS", "R-hat", "z"]
     head += ["ESS per second", "gradients per ESS", "ours : this"]
-    rows = []
+    rows: list[list[object]] = []
     for i, r in enumerate(records):
         base = max((j for j in range(i + 1) if records[j]["engine"] == OURS), default=i)
         row = [whole(r["n"]), r["d"], r["engine"], r["caches"]]
@@ -141,11 +140,22 @@ def page(results: dict[str, Any]) -> str:
                 "–" if mine is None or own is None else significant(mine / own),
             ]
         )
-    aims = [_aim(records, *aim) for aim in AIMS]
-    made = (
-        f"Written by `{results['command']}` on {facts['processor']}, {facts['cores']} cores, "
+    return head, rows
+
+
+def _made(results: dict[str, Any]) -> str:
+    facts = results["machine"]
+    return (
+        f"by `{results['command']}` on {facts['processor']}, {facts['cores']} cores, "
         f"in {duration(results['seconds'])}; load before it: {results['load']}."
     )
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return the page; with a later run of some sizes, if there is one, in a section of its own."""
+    records = results["records"]
+    head, rows = _lines(records)
+    aims = [_aim(records, *aim) for aim in AIMS]
     how = (
         "One mixture with a covariance of its own for each component, K = 2 (Old Faithful: 272 "
         "rows, 1 and 2 columns) or 3 (simulated, centres 3 sds apart); one prior for all. Each "
@@ -158,9 +168,16 @@ def page(results: dict[str, Any]) -> str:
         f"R-hat of {_MIXED} or more are worth nothing."
     )
     stan = "Stan is not here: its compiler was not to be had where this was written."
+    made = f"Written {_made(results)}"
     parts = ["# Effective draws per second", made, how, stan, table(head, rows)]
     last = ["rows", "columns", "times stock PyMC", "aim", "cold caches", "warm"]
-    return "\n\n".join([*parts, "## What was aimed at", table(last, aims)]) + "\n"
+    parts += ["## What was aimed at", table(last, aims)]
+    if again := results.get("again"):
+        intro = f"Some sizes once more, later, {_made(again)} Compare within this table only."
+        aims = [_aim(again["records"], *aim) for aim in AIMS]
+        rows = [aim for aim in aims if set(aim[-2:]) != {"–"}]
+        parts += ["## Once more", intro, table(*_lines(again["records"])), table(last, rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _aim(records: list[dict[str, Any]], n: int, d: int, least: float) -> list[object]:
@@ -185,6 +202,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/sampling.md"))
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--columns", type=int, nargs="+", default=list(COLUMNS))
+    parser.add_argument(
+        "--again", action="store_true", help="in a section of the page that is there"
+    )
     arguments = parser.parse_args()
     began = time.perf_counter()
     results: dict[str, Any] = {
@@ -193,13 +213,17 @@ def main() -> None:
         "load": machine.load(),
         "records": [],
     }
+    whole_page = results
+    if arguments.again:
+        whole_page = json.loads(arguments.out.with_suffix(".json").read_text())
+        whole_page["again"] = results
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for record in measure(arguments.rows, arguments.columns, machine.cores()):
         results["records"].append(record)
         results["seconds"] = time.perf_counter() - began
         # After every run, for a run takes minutes and there are dozens.
-        arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        arguments.out.write_text(page(results))
+        arguments.out.with_suffix(".json").write_text(json.dumps(whole_page, indent=1) + "\n")
+        arguments.out.write_text(page(whole_page))
 
 
 if __name__ == "__main__":

@@ -342,10 +342,19 @@ class TestSamplingGrid:
             {"engine": "NumPyro", "n": 1000, "d": 2, "caches": "cold", "missing": "not installed"},
         ]
         results = {"records": records, "machine": {"processor": "P", "cores": 2}, "seconds": 60.0}
-        page = sampling_grid.page(results | {"command": "c", "load": [0.1]})
+        results |= {"command": "c", "load": [0.1]}
+        page = sampling_grid.page(results)
         lines = {line.split(" | ")[2]: line for line in page.splitlines() if "| 272 |" in line}
         assert "| 1 000 | 7.00 | 1.00 |" in lines["ours"]
         assert "| 3.5 | 50.0 | 14.0 | 20.0 |" in lines["pm.Mixture, nutpie"]
         assert "not mixed" in lines["NumPyro"]
         assert "| NumPyro | cold | not installed |" in page
         assert "| 272 | 2 | ESS per second | ≥ 10.0 | – | 20.0 |" in page
+        later = results | {
+            "records": [{**r, "caches": "cold"} for r in records],
+            "command": "later",
+        }
+        both = sampling_grid.page(results | {"again": later})
+        assert both.startswith(page)
+        assert "by `later` on P" in both.removeprefix(page)
+        assert "| 272 | 2 | ESS per second | ≥ 10.0 | 20.0 | – |" in both.removeprefix(page)
