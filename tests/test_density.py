@@ -260,7 +260,12 @@ class TestNutpie:
             run_nuts(started, progress_bar=False, seed=1, cores=1, chains=1, draws=5, tune=5)
 
     def test_one_compiled_function_for_all(self) -> None:
-        assert compiled(False) is compiled(False)
+        one, other = (
+            target_of(GaussianMixture(k, family), table("faithful")).function
+            for k, family in ((2, "VVV"), (3, "EEI"))
+        )
+        assert one is other
+        assert compiled(False, True, True) is not one  # with axes as coordinates
 
     @pytest.mark.slow
     def test_same_draws_with_a_cold_and_a_warm_cache(self, tmp_path: Path) -> None:

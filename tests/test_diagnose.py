@@ -395,8 +395,10 @@ class TestFourComponentsOnOneCluster:
         self, both: tuple[xr.DataTree, xr.DataTree], tmp_path: Any
     ) -> None:
         mle, post = both
-        with pytest.warns(PosteriorWarning, match="ambiguous labels"):
-            table = bg.summary(post)
+        with warnings.catch_warnings():  # its two chains may also be in unlike modes
+            warnings.filterwarnings("ignore", message=".*modes-averaged", category=PosteriorWarning)
+            with pytest.warns(PosteriorWarning, match="ambiguous labels"):
+                table = bg.summary(post)
         assert table.attrs["ambiguous"] > 0.2
         assert "weight[0]" not in table.index
         found = bg.compare(mle, post)

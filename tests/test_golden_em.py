@@ -21,7 +21,7 @@ from bayesgmm import tree
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data, read
 from bayesgmm.em import loop as em
-from bayesgmm.em.loop import run
+from bayesgmm.em.loop import Run, run
 from bayesgmm.em.start import Start, from_labels
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.prior import ConjugatePrior
@@ -162,7 +162,7 @@ def test_mclusts_table(family, dataset):
         if row.flag == "no_fit":
             assert found.reason == NO_FIT[dataset, family.letters, k], case
             continue
-        assert found.reason == reason_of(dataset, family, k), case
+        assert ended(found) == reason_of(dataset, family, k), case
         assert value == pytest.approx(row.loglik, abs=1e-5), case
         assert found.trace[-1] >= found.trace.max() - 1e-12 * abs(found.trace[-1]), case
 
@@ -178,6 +178,11 @@ TINY = {
 
 # Optima of mclust's that are no estimates: three observations on a line or in a point.
 SPURIOUS = {("galaxies", "V", 6), ("trees", "VVI", 3), ("trees", "VVI", 4)}
+
+
+def ended(found: Run) -> str:
+    """Why a run stopped; whether the last step changed no bit is the machine's vector units'."""
+    return "converged" if found.reason == "fixed point" else found.reason
 
 
 def reason_of(dataset: str, family: Covariance, k: int) -> str:
@@ -333,7 +338,7 @@ def test_map_fits_are_mclusts(name, record, monkeypatch):
         monkeypatch.setattr(em, "_EMPTY", -1.0)
     tol = 1e-4 if case in SADDLE else 1e-7
     found = run(data, family, start, prior=prior, tol=tol)
-    assert found.reason == "converged"
+    assert ended(found) == "converged"
     assert loglik(data, found.parameters) == pytest.approx(record["loglik"], rel=1e-7)
     if "parameters" in record:
         estimate = data.to_data_units(found.parameters)

@@ -339,7 +339,9 @@ class TestParts:
             one["log_likelihood"]["x"], post["log_likelihood"]["x"].isel(chain=chains)
         )
         found = Verdict.from_json(one.attrs["verdict"])
-        assert {"few-chains"} <= {c.code for c in found.troubles} <= {"few-chains", "mcse"}
+        # Two chains of 400 draws, of which R-hat and errors may be just above where they are small.
+        assert {"few-chains"} <= {c.code for c in found.troubles} <= {"few-chains", "mcse", "rhat"}
+        assert found.status == "warn"
         theta = at(post["modes"].to_dataset(), number)
         mean = one["posterior"]["mean"].mean(("chain", "draw"))
         np.testing.assert_allclose(mean, theta.mean, atol=0.5)
