@@ -30,7 +30,7 @@ from benchmarks.peers import Mclust, Sklearn
 from benchmarks.problems import REGIMES, STRUCTURES, Problem, problem
 from benchmarks.timing import NULL, DisagreementError, agree, compared, race
 
-needs_mclust = pytest.mark.skipif(not Mclust.is_installed(), reason="needs R with mclust")
+needs_mclust = pytest.mark.skipif(not Mclust.is_installed(), reason="R and mclust: pip has neither")
 SIZES = [(60, 1, 3), (90, 2, 3), (120, 3, 2)]
 
 
@@ -244,7 +244,9 @@ class TestSampling:
         assert samplers.largest_z(judged, moved) == pytest.approx(10 / math.sqrt(2))
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset a peak"
+)
 def test_memory_of_a_pass_does_not_grow_with_n():
     few, many = (growth._memory_in_process("ours", n, 1) for n in (50_000, 400_000))
     assert max(few, many) < 2**20  # the data of the larger are 12 MiB

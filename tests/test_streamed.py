@@ -364,7 +364,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         read(da.from_array(rows(), chunks=(300, 3)))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux can play a full disk")
 def test_a_disk_that_fills_up_is_told() -> None:
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(StorageError, match="TMPDIR"):
         streams.append(file, np.zeros(4096))
@@ -429,7 +429,9 @@ print(peak[0] - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is in memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells memory from mapped files"
+)
 def test_nothing_as_large_as_the_data_is_in_memory() -> None:
     """A Dask array of 38 MB is read, fitted with errors and scored within a third of that."""
     n = 1_200_000

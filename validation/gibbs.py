@@ -148,7 +148,10 @@ def sweep_many(x, label, k, prior, sweeps, burn, thin, rng):  # type: ignore[no-
 
 @njit(cache=True)
 def wishart_root(dof, scatter, rng):  # type: ignore[no-untyped-def]
-    """Return B, lower triangular, with B B' the inverse of a draw of inverse Wishart's."""
+    """Return B, lower triangular, with B B' the inverse of a draw of inverse Wishart's.
+
+    By Bartlett's decomposition; SciPy's cannot be called from compiled code.
+    """
     d = len(scatter)
     a = np.zeros((d, d))
     for f in range(d):

@@ -183,8 +183,8 @@ M-step) and the best of up to 200 random starts of its EM.
             ]
     if len(pairs):
         lines += ["", "## Nested, and the wider one is lower", ""]
-        lines += ["Each by itself, and both by `select`, which starts the wider one from the", ""]
-        lines[-1:] = ["solution of the other as well.", ""]
+        lines += ["Each by itself, and both by `select`, which starts the wider one from the"]
+        lines += ["solution of the other as well.", ""]
         lines += ["| data set | K | family | alone | select | wider | alone | select |"]
         lines += ["| --- | ---: | --- | ---: | ---: | --- | ---: | ---: |"]
         lines += [
