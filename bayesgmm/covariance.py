@@ -15,7 +15,7 @@ Flury & Gautschi (1986), SIAM J. Sci. Stat. Comput. 7, 169-184 (common axes by p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.errors import ArgumentError
 from bayesgmm.numeric.rotations import ascend
+from bayesgmm.numeric.shapes import alternate
 
 Array = NDArray[np.float64]
 
@@ -131,9 +132,20 @@ class Covariance:
     def nested(self) -> tuple[Covariance, ...]:
         """The largest families that are special cases of this one: one letter more restricted."""
         known = ONE_DIMENSIONAL if self.is_one_dimensional else FAMILIES
-        below = [name for name in known if _is_below(name, self.letters)]
-        largest = [a for a in below if not any(_is_below(a, b) for b in below)]
-        return tuple(Covariance(name) for name in largest)
+        return self.nested_among(map(Covariance, known))
+
+    def nested_among(self, families: Iterable[Covariance]) -> tuple[Covariance, ...]:
+        """Return the largest of some families that are special cases of this one."""
+        below = [f for f in families if f.is_nested_in(self)]
+        return tuple(f for f in below if not any(f.is_nested_in(other) for other in below))
+
+    def is_nested_in(self, other: Covariance) -> bool:
+        """Whether each letter restricts as much as the other's, and one of them more."""
+        freedom = "IEV"
+        return self != other and all(
+            freedom.index(a) <= freedom.index(b)
+            for a, b in zip(self.letters, other.letters, strict=True)
+        )
 
     def n_parameters(self, k: int, d: int) -> int:
         """Count the free covariance parameters of ``k`` components in ``d`` dimensions.
@@ -210,14 +222,6 @@ def _maximise(family: Covariance, count: Array, scatter: Array, start: Array | N
     return _maximise_common_axes(count, scatter, family.volume == "E", start)
 
 
-def _is_below(one: str, other: str) -> bool:
-    """Whether each letter of one name restricts as much as the other's, and one of them more."""
-    freedom = "IEV"
-    return one != other and all(
-        freedom.index(a) <= freedom.index(b) for a, b in zip(one, other, strict=True)
-    )
-
-
 def objective(count: Array, scatter: Array, covariance: Array) -> float:
     """Return Q of `maximise` at given covariances."""
     logdet = np.linalg.slogdet(covariance)[1]
@@ -231,13 +235,6 @@ def objective(count: Array, scatter: Array, covariance: Array) -> float:
 
 def _logdet(b: Array) -> Array:
     return np.log(b).sum(axis=-1) if b.ndim == 2 else np.linalg.slogdet(b)[1]
-
-
-def _trace_ratio(b: Array, c: Array) -> Array:
-    """tr(B_k C^-1) for one common C."""
-    if b.ndim == 2:
-        return (b / c).sum(axis=1)
-    return np.trace(np.linalg.solve(c, b), axis1=1, axis2=2)
 
 
 def _over(b: Array, x: Array) -> Array:
@@ -258,19 +255,16 @@ def _share_volume(count: Array, b: Array, start: Array | None) -> Array:
 
 
 def _share_shape(count: Array, b: Array, start: Array | None) -> Array:
-    """Alternate lambda_k | C and C | lambda_k; both are exact, so Q rises (Celeux & Govaert)."""
     d = b.shape[1]
     log_volume = _logdet(b if start is None else start) / d
     if start is None:
         log_volume -= np.log(count)
-    for _ in range(1000):
-        pooled = _over(b, np.exp(log_volume)).sum(axis=0)
-        common = pooled / np.exp(_logdet(pooled[None])[0] / d)
-        new = np.log(_trace_ratio(b, common) / (d * count))
-        moved = np.abs(new - log_volume).max()
-        log_volume = new
-        if not moved > 1e-14 * d:
-            break
+    is_diagonal = b.ndim == 2
+    whole = _embed(b) if is_diagonal else b
+    common, is_definite = alternate(count, np.ascontiguousarray(whole), log_volume, is_diagonal)
+    if not is_definite:
+        raise np.linalg.LinAlgError("a scatter is not positive definite")
+    common = np.diagonal(common) if is_diagonal else common
     return _over(np.broadcast_to(common, b.shape), np.exp(-log_volume))
 
 

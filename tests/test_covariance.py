@@ -220,6 +220,16 @@ def test_freeing_a_letter_never_lowers_the_maximum(small, large, kind):
 def test_the_order_of_families_has_all_its_pairs():
     assert len(registry.nested()) == 23
     assert (Covariance("EII"), Covariance("VII")) in registry.nested()
+    for large in registry.EVERY:
+        assert set(large.nested) == {small for small, other in registry.nested() if other == large}
+
+
+def test_of_some_families_those_are_largest_that_are_nested_in_none_of_the_others():
+    some = [Covariance(letters) for letters in ("EII", "VII", "EEE", "EEV")]
+    assert Covariance("VVV").nested_among(some) == (Covariance("VII"), Covariance("EEV"))
+    assert Covariance("EEE").nested_among(some) == (Covariance("EII"),)
+    assert Covariance("EII").nested_among(some) == ()
+    assert Covariance("V").nested == (Covariance("E"),)
 
 
 # Equivariance

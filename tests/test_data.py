@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bayesgmm import errors
 from bayesgmm.covariance import FAMILIES, Covariance
-from bayesgmm.data.observations import read, read_like
+from bayesgmm.data.observations import read, read_like, times
 from bayesgmm.moments import Parameters
 
 FULL, DIAGONAL = Covariance("VVV"), Covariance("VVI")
@@ -750,6 +750,21 @@ def test_anchoring_can_be_undone(X, letters):
     assert_array_equal(again.covariance, theta.covariance)  # powers of two
     assert_allclose(again.mean, theta.mean, rtol=1e-13, atol=1e-10)
     assert_array_equal(again.weight, theta.weight)
+
+
+@given(tables())
+def test_units_of_another_family_change_no_digit(X):
+    """A nested family is searched in its own units: those that it would be read in."""
+    one, other = (quiet(X, family=Covariance(letters)) for letters in ("VVI", "EII"))
+    for there, here in ((one, other), (other, one)):
+        found = there.rescaled(here.scale)
+        for name in ("x", "scale", "mean", "covariance"):
+            assert_array_equal(getattr(found, name), getattr(here, name))
+        assert found.rescaled(here.scale) is found
+    p = Parameters(np.ones(1), one.mean[None], one.covariance[None])
+    moved = times(p, one.scale / other.scale)
+    assert_array_equal(moved.mean[0], other.mean)
+    assert_array_equal(moved.covariance[0], other.covariance)
 
 
 @given(tables(), st.sampled_from([1e-8, 2.0**-20, 1.0, 1e8]), st.sampled_from([0.0, 1e4, 1e8]))

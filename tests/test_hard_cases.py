@@ -125,6 +125,17 @@ class TestNearlyDependentColumns:
         data = read(near, family=family, missing="marginalise")
         assert taken_apart(data, family) is data
 
+    def test_parameters_of_columns_are_those_of_the_coordinates(self) -> None:
+        near, _ = nearly_dependent(1e-3)
+        family = bg.GaussianMixture(1, "VVV").covariance
+        plain = read(near, family=family)
+        apart = taken_apart(plain, family)
+        one = Parameters(np.ones(1), plain.mean[None], plain.covariance[None])
+        found = apart.mixed(one)
+        assert_allclose(found.mean[0], apart.mean, atol=1e-9)
+        assert_allclose(found.covariance[0], apart.covariance, rtol=1e-6, atol=1e-6)
+        assert plain.mixed(one) is one
+
     def test_what_covariances_do_not_hold_is_refused(self) -> None:
         """Not made up from rounding: scores, errors, replicates, conditionals, draws."""
         near, _ = nearly_dependent(1e-8)

@@ -47,6 +47,13 @@ from bayesgmm.noise import rescaled
 from bayesgmm.streams import Rows, blocks, has_nan, room_like, row_by_row
 
 
+def times(parameters: Parameters, factor: Array) -> Parameters:
+    """Return the parameters of rows whose columns are multiplied by factors (d,)."""
+    covariance = parameters.covariance * factor[:, None] * factor
+    noise = rescaled(parameters.noise, -np.log(factor))
+    return replace(parameters, mean=parameters.mean * factor, covariance=covariance, noise=noise)
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Observations ready to be fitted; made by `read`.
@@ -172,16 +179,19 @@ class Data:
 
     def to_anchored(self, parameters: Parameters) -> Parameters:
         """Return parameters given in data units in anchored units."""
-        covariance = parameters.covariance / self.scale[:, None] / self.scale
-        mean = (parameters.mean - self.center) / self.scale
-        noise = self.to_anchored_noise(parameters.noise)
-        found = replace(parameters, mean=mean, covariance=covariance, noise=noise)
+        about = replace(parameters, mean=parameters.mean - self.center)
+        return self.mixed(times(about, 1.0 / self.scale))
+
+    def mixed(self, parameters: Parameters) -> Parameters:
+        """Return parameters of the anchored columns as those of x: `by_column` taken back."""
         if self.mix is None:
-            return found
+            return parameters
         # By the factors, so that the result is definite whatever the rounding.
-        factor = np.linalg.solve(self.mix, found.factor)
-        mean = np.linalg.solve(self.mix, mean.T).T
-        return replace(found, mean=mean, covariance=factor @ np.swapaxes(factor, 1, 2))
+        factor = np.linalg.solve(self.mix, parameters.factor)
+        mean = np.linalg.solve(self.mix, parameters.mean.T).T
+        noise = rescaled(parameters.noise, np.zeros(self.d), self._log_mix)
+        covariance = factor @ np.swapaxes(factor, 1, 2)
+        return replace(parameters, mean=mean, covariance=covariance, noise=noise)
 
     def to_anchored_noise(self, noise: Noise | None) -> Noise | None:
         """Return noise given in data units in anchored units."""
@@ -197,11 +207,19 @@ class Data:
 
     def to_data_units(self, parameters: Parameters) -> Parameters:
         """Return parameters given in anchored units in data units."""
-        found = self.by_column(parameters)
-        covariance = found.covariance * self.scale[:, None] * self.scale
-        mean = found.mean * self.scale + self.center
-        noise = rescaled(parameters.noise, -np.log(self.scale), -self._log_mix)
-        return replace(found, mean=mean, covariance=covariance, noise=noise)
+        noise = rescaled(parameters.noise, np.zeros(self.d), -self._log_mix)
+        found = times(replace(self.by_column(parameters), noise=noise), self.scale)
+        return replace(found, mean=found.mean + self.center)
+
+    def rescaled(self, scale: Array) -> Data:
+        """Return the same rows in other units, powers of two; not for columns taken apart."""
+        if (scale == self.scale).all():
+            return self
+        ratio = self.scale / scale
+        covariance = self.covariance * ratio[:, None] * ratio
+        return replace(
+            self, x=self.x * ratio, scale=scale, mean=self.mean * ratio, covariance=covariance
+        )
 
     def rows(self, index: NDArray[np.intp]) -> Data:
         """Return some rows, in the units of all."""

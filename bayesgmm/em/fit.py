@@ -93,8 +93,8 @@ def fit_em(
     start : optional
         ``"ellipsoids"``, ``"ward"`` (hierarchical), ``"kmeans"``, ``"random"``, integer labels
         (n,), `Parameters`, a fit, or a list of these. Default, also as None in a list:
-        hierarchical partitions, also within the families nested in this one, then k-means++ and
-        random centres in turn.
+        hierarchical partitions, then k-means++ and random centres in turn; and if it is not in a
+        list, what the same search finds in the families nested in this one.
     n_starts : int
         Number of starts.
     n_finish : int

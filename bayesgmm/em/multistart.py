@@ -16,9 +16,11 @@ from dataclasses import replace
 from threading import Event
 from typing import Any
 
+import numpy as np
+
 from bayesgmm.em.loop import Run
 from bayesgmm.em.start import Start
-from bayesgmm.labels import are_mixtures, distance
+from bayesgmm.labels import are_mixtures, distances
 from bayesgmm.moments import Parameters
 from bayesgmm.numeric import kernel
 
@@ -29,7 +31,7 @@ _LEAST_WORK = 1 << 22
 # Short runs that are so near (squared Hellinger distance) are taken for one.
 _TWINS = 0.01
 # Moves are tried while they gain that much, so many times at most; of each round so many whole.
-_GAIN, _ROUNDS, _TRIED = 1e-3, 10, 8
+GAIN, _ROUNDS, _TRIED = 1e-3, 10, 8
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -169,7 +171,7 @@ def improve(
         found += longer
         usable = [r for r in longer if r.is_usable and r.reason != "interrupted"]
         top = max(usable, key=lambda r: r.height, default=best)
-        if is_interrupted(longer) or not top.objective > best.objective + _GAIN:
+        if is_interrupted(longer) or not top.objective > best.objective + GAIN:
             break
         best = top
     return found
@@ -186,17 +188,28 @@ def promising(runs: Sequence[Run], known: Parameters | None = None) -> dict[int,
     Those like ``known`` are left out.
     """
     usable = [i for i, r in enumerate(runs) if r.is_usable and _has_distances(r.parameters)]
+    waiting = sorted(usable, key=lambda i: -runs[i].height)
+    if known is not None:
+        waiting = [i for i, near in _near(runs, waiting, known) if not near]
     chosen: dict[int, list[int]] = {}
-    for i in sorted(usable, key=lambda i: -runs[i].height):
-        if known is not None and distance(runs[i].parameters, known) < _TWINS:
-            continue
-        near = (j for j in chosen if distance(runs[i].parameters, runs[j].parameters) < _TWINS)
-        like = next(near, None)
-        if like is None:
-            chosen[i] = []
-        else:
-            chosen[like].append(i)
+    while waiting:
+        best, *others = waiting
+        near = _near(runs, others, runs[best].parameters)
+        chosen[best] = [i for i, is_near in near if is_near]
+        waiting = [i for i, is_near in near if not is_near]
     return chosen
+
+
+def _near(runs: Sequence[Run], which: Sequence[int], pivot: Parameters) -> list[tuple[int, bool]]:
+    """Say of some runs whether they are where other parameters are; all at once."""
+    if not which:
+        return []
+    each = [runs[i].parameters for i in which]
+    weight = np.array([p.weight for p in each])
+    mean = np.array([p.mean for p in each])
+    covariance = np.array([p.covariance for p in each])
+    apart = distances(weight, mean, covariance, pivot)[0]
+    return list(zip(which, (apart < _TWINS).tolist(), strict=True))
 
 
 def _has_distances(p: Parameters) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
@@ -12,27 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.covariance import Covariance
-from bayesgmm.data.anchoring import moments_of
-from bayesgmm.data.observations import Data
+from bayesgmm.data.anchoring import moments_of, scale_of
+from bayesgmm.data.observations import Data, times
 from bayesgmm.em.loop import UNUSABLE, Acceleration, Assignment, Run, run, unknown
 from bayesgmm.em.moves import moves
-from bayesgmm.em.multistart import Track, improve, is_interrupted, run_all, search, workers
+from bayesgmm.em.multistart import GAIN, Track, improve, is_interrupted, run_all, search, workers
 from bayesgmm.em.start import GIVEN, Distinct, Partition, Start, partitions, starts, with_labels
 from bayesgmm.groups import rows
 from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
-from bayesgmm.noise import crowded, with_noise
+from bayesgmm.noise import crowded, rescaled, with_noise
 from bayesgmm.resolved import PseudoData
 from bayesgmm.streams import Rows, blocks
 
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
-_FINISH = 2  # whole runs in each nested family
-_FEW = 6  # partitions that are tried in those nested within it
 # So many times the best partition is shaken, each with this share of its rows.
 _SHAKEN, _LOOSE = 24, 0.3
-# Rows times components times squared features, up to which nested families are searched.
+# Rows times components times squared features, up to which nested families are searched as well.
 _MOST_WORK = 1_000_000
 _GROUP = 30_000  # what a group of rows that are known in part costs besides
 
@@ -63,7 +60,15 @@ class Runner:
     data: Data
     sample: Data
     family: Covariance
+    k: int
     settings: Settings
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a pass is so short that nested families can be searched as well."""
+        k, d = self.k, self.data.d
+        work = self.data.n * k * d**2 + _GROUP * (len(self.data.groups) - 1)
+        return work <= _MOST_WORK
 
     def go(self, start: Start | Run, stop: Event | None = None, **changes: Any) -> Run:
         """Run from a start, or on from a run over all rows, to the end."""
@@ -76,9 +81,19 @@ class Runner:
             found = replace(plain, n_passes=found.n_passes + plain.n_passes)
         return found
 
+    def within(self, family: Covariance) -> Runner:
+        """Return what runs in a nested family, over the sample, in the units of that family."""
+        data, noise = self.sample, self.settings.noise
+        if data.mix is None:
+            sd = data.scale * np.sqrt(np.diagonal(data.covariance))
+            data = data.rescaled(scale_of(sd, family))
+            noise = rescaled(noise, np.log(data.scale / self.sample.scale))
+        settings = replace(self.settings, noise=noise)
+        return replace(self, data=data, sample=data, family=family, settings=settings)
+
     def begin(self, part: Partition) -> Start:
         """Return the start of a partition."""
-        begin = part.begin(self.family)
+        begin = part.begin(self.family, self.data.scale)
         return replace(begin, parameters=with_noise(begin.parameters, self.settings.noise))
 
     def brief(self, start: Start, stop: Event | None = None) -> Run:
@@ -94,6 +109,50 @@ class Runner:
         is_whole = self.sample is self.data
         start = found if is_whole else Start(found.method, found.parameters)
         return self.go(start, stop, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Solutions:
+    """The best that was found in families, for fits of one size to the same data to share.
+
+    By family, and by whether its columns are taken apart (`mixing`). None where there is nothing
+    usable. In units of the data, about their center; those of columns taken apart as they are.
+    """
+
+    found: dict[tuple[Covariance, bool], Parameters | None] = field(default_factory=dict)
+
+    def add(self, family: Covariance, data: Data, top: Parameters | None) -> None:
+        """Keep what is best in a family, given in the coordinates of the data."""
+        is_mixed = data.mix is not None
+        self.found[family, is_mixed] = top if is_mixed or not top else times(top, data.scale)
+
+    def within(self, family: Covariance, data: Data) -> Iterator[Start]:
+        """Yield the best of the largest families nested in one, in the coordinates of the data."""
+        for is_mixed in sorted({False, data.mix is not None}):
+            known = {f: p for (f, mixed), p in self.found.items() if p and mixed == is_mixed}
+            for nested in family.nested_among(known):
+                p = known[nested]
+                p = p if is_mixed else data.mixed(times(p, 1.0 / data.scale))
+                yield Start(f"within {nested}", p)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is tried in a family, the same whether for itself or on the way to a wider one.
+
+    That is why no family ends lower than one that is nested in it, for its starts.
+    """
+
+    parts: Sequence[Partition]
+    n_finish: int
+    seed: int  # with the family's name that of its shaken partitions
+    has_moves: bool
+    has_nested: bool
+    solutions: Solutions
+
+    def rng(self, family: Covariance) -> np.random.Generator:
+        """Return the random numbers of a family."""
+        return np.random.default_rng([self.seed, *family.letters.encode()])
 
 
 def find(
@@ -117,7 +176,7 @@ def find(
     k : int
     settings : Settings
     start, n_starts, n_finish
-        As in `fit_em`.
+        As in `fit_em`; `Solutions` is as None, with what is known already, and adds to it.
     rng : numpy.random.Generator
     track : callable
         Shows the progress of an iterable of known length.
@@ -131,13 +190,15 @@ def find(
     Runner
         To run on.
     """
+    solutions = start if isinstance(start, Solutions) else Solutions()
+    start = None if isinstance(start, Solutions) else start
     sample = sampled(data, rng) if data.n > SAMPLE else data
-    runner = Runner(data, sample, family, settings)
+    runner = Runner(data, sample, family, k, settings)
     parts: list[Partition] = []
     inner = _inner(sample, settings, k)
     if start is None and k > 1:
         parts = partitions(inner or sample, k, None, n_starts, rng)
-        begins = [p.begin(family) for p in parts]
+        begins = [runner.begin(part) for part in parts]
     else:
         among: dict[str, Any] = {"inner": inner, "sample": sample}
         begins = starts(data, family, k, start=start, n_starts=n_starts, rng=rng, **among)
@@ -152,17 +213,74 @@ def find(
         replace(b, seed=int(s), parameters=with_noise(b.parameters, settings.noise))
         for b, s in zip(begins, seeds, strict=True)
     ]
+    plan = Plan(
+        parts,
+        n_finish,
+        int(rng.integers(2**63)),
+        is_thorough and k > 1 and not keeps_order(data, fixed),
+        is_thorough and bool(parts) and not (settings.prior or fixed or len(data.probability)),
+        solutions,
+    )
     n_workers = workers(data.n, data.d, k, len(begins), settings.threads)
-    runs, twins = search(runner.go, runner.brief, runner.on, begins, n_finish, n_workers, track)
-    if sample is not data:  # log-likelihoods of a part say nothing beside those of the whole
-        runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
-    if is_thorough and k > 1:
-        if parts and settings.prior is None and fixed is None and not len(data.probability):
-            runs += _from_nested(runner, k, parts, runs)
-        if not keeps_order(data, fixed):
-            runs += _moved(runner, runs, n_workers, track, rng)
-    twins += range(len(twins), len(runs))
+    runs, twins = _climb(runner, plan, begins, n_workers, track)
+    if not is_interrupted(runs):
+        solutions.add(family, data, _best_of(runs))
     return runs, twins, runner
+
+
+def _climb(
+    runner: Runner, plan: Plan, begins: Sequence[Start], n_workers: int, track: Track
+) -> tuple[list[Run], list[int]]:
+    """Runs from the starts, from the solutions of nested families, and from around the best."""
+    runs, twins = search(
+        runner.go, runner.brief, runner.on, begins, plan.n_finish, n_workers, track
+    )
+    if runner.sample is not runner.data:  # whose log-likelihoods are those of more rows
+        runs = [unknown(r) if r.reason == "unfinished" else r for r in runs]
+    rng = plan.rng(runner.family)
+    if plan.has_moves:
+        runs += _moved(runner, runs, n_workers, track, rng)
+    if not is_interrupted(runs):
+        top = _best(runs)
+        try:
+            within = run_all(runner.go, _from_nested(runner, plan, track), 1, _untracked)
+        except KeyboardInterrupt:  # what has been found stays
+            within = [unknown(replace(runs[0], method="nested", reason="interrupted"))]
+        runs += within
+        best = _best(within)
+        if plan.has_moves and best and not (top and best.objective <= top.objective + GAIN):
+            runs += _moved(runner, within, n_workers, track, rng)
+    twins += range(len(twins), len(runs))
+    return runs, twins
+
+
+def _from_nested(runner: Runner, plan: Plan, track: Track) -> list[Start]:
+    """Starts from the best of the largest nested families, each of which is a solution here.
+
+    These are searched as each is for itself; where a pass is long, a short run in each has to do.
+    """
+    short = Solutions()
+    families = runner.family.nested if plan.has_nested else ()
+    for family in track(families, len(families)):
+        if (family, runner.data.mix is not None) in plan.solutions.found:
+            continue
+        inside = runner.within(family)
+        if inside.is_quick:
+            starts = [inside.begin(part) for part in plan.parts]
+            top = _best_of(_climb(inside, plan, starts, 1, _untracked)[0])
+            plan.solutions.add(family, inside.data, top)
+        else:
+            begun = inside.brief(inside.begin(plan.parts[0]))
+            short.add(family, inside.data, begun.parameters if begun.is_usable else None)
+    both = (short, plan.solutions)
+    return [s for solutions in both for s in solutions.within(runner.family, runner.data)]
+
+
+def _best_of(runs: Sequence[Run]) -> Parameters | None:
+    if is_interrupted(runs):
+        raise KeyboardInterrupt
+    top = _best(runs)
+    return top.parameters if top else None
 
 
 def sampled(data: Data, rng: np.random.Generator) -> Data:
@@ -284,56 +402,6 @@ def _shaken(runner: Runner, best: Parameters, rng: np.random.Generator) -> Itera
         new = np.where(moved[which], rng.integers(k, size=len(moved))[which], label)
         if len(np.unique(new)) == k:
             yield runner.begin(Partition("shaken", part, new, k))
-
-
-def _from_nested(
-    runner: Runner, k: int, parts: Sequence[Partition], runs: Sequence[Run]
-) -> list[Run]:
-    """Runs from the solutions in the largest nested families, each of them found by itself.
-
-    A solution of a family is one of every wider family, so that no wider one should end lower
-    because of its starts: the nested are tried with the same partitions, and the solutions of those
-    within them, if that does not take long; else in one short run each.
-    """
-    sample = runner.sample
-    work = sample.n * k * sample.d**2 + _GROUP * (len(sample.groups) - 1)
-    if is_interrupted(runs):
-        return []
-    known: dict[Covariance, Run | None] = {}
-    begins = []
-    for family in runner.family.nested:
-        inside = replace(runner, family=family, data=sample)
-        if work <= _MOST_WORK:
-            top = _within(inside, parts, known)
-        else:
-            top = inside.brief(inside.begin(parts[0]))
-            top = top if top.is_usable else None
-        if top is not None and top.reason == "interrupted":  # what is known stays
-            return [unknown(replace(runs[0], method=f"within {family}", reason="interrupted"))]
-        begins += [Start(f"within {family}", top.parameters)] if top else []
-    return run_all(runner.go, begins, 1, _untracked) if begins else []
-
-
-def _within(
-    runner: Runner, parts: Sequence[Partition], known: dict[Covariance, Run | None]
-) -> Run | None:
-    """The best run in a family, from partitions and from the families nested in it."""
-    family = runner.family
-    if family not in known:
-        begins = [runner.begin(part) for part in parts]
-        for smaller in family.nested:
-            found = _within(replace(runner, family=smaller), parts[:_FEW], known)
-            if found is not None and found.reason == "interrupted":
-                return found
-            begins += [Start(f"within {smaller}", found.parameters)] if found else []
-        runs, _ = search(runner.go, runner.brief, runner.on, begins, _FINISH, 1, _untracked)
-        top = _best(runs)
-        if top is not None and not is_interrupted(runs):
-            around = partial(_moves, family)
-            runs += improve(runner.brief, runner.on, top, around, 1, _untracked)
-        interrupted = next((r for r in runs if r.reason == "interrupted"), None)
-        known[family] = interrupted or _best(runs)
-    return known[family]
 
 
 def _best(runs: Iterable[Run]) -> Run | None:

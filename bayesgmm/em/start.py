@@ -99,7 +99,7 @@ def starts(
             # With pseudo-data, without which few rows have a singular covariance even for MAP.
             labels = np.zeros(rows.n, int)
             return [Start("moments", from_labels(rows, family, labels, 1, regularised=True))]
-        return [p.begin(family) for p in partitions(rows, k, start, n_starts, rng)]
+        return [p.begin(family, data.scale) for p in partitions(rows, k, start, n_starts, rng)]
     labels = _given_labels(start, k, data, least=0 if inner is None else -1)
     rows = data
     if (labels < 0).any():
@@ -278,11 +278,13 @@ class Partition:
     labels: Labels
     k: int
 
-    def begin(self, family: Covariance) -> Start:
-        """Return the start in a family: an M-step from the labels, with pseudo-data."""
-        return Start(
-            self.method, from_labels(self.data, family, self.labels, self.k, regularised=True)
-        )
+    def begin(self, family: Covariance, scale: Array) -> Start:
+        """Return the start in a family: an M-step from the labels, with pseudo-data.
+
+        In anchored units of this scale.
+        """
+        data = self.data.rescaled(scale)
+        return Start(self.method, from_labels(data, family, self.labels, self.k, regularised=True))
 
 
 def partitions(

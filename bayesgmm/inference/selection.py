@@ -1,9 +1,9 @@
 """Which family and how many components: a table of fits with their criteria.
 
 Fits help each other to their maxima: of two families of which one is a special case of the other,
-the larger also starts from the smaller one's solution, and where one component more did not raise
-the log-likelihood, the fit is made again from all splits of the solution with one less.  So the
-table does not prefer a family because of a bad start.
+the larger also starts from the smaller one's solution (as in `fit_em`, but each is searched once);
+where one component more did not raise the log-likelihood, the fit is made again from all splits of
+the solution with one less.  So the table does not prefer a family because of a bad start.
 
 References
 ----------
@@ -17,7 +17,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -35,7 +34,7 @@ from bayesgmm.data.observations import read
 from bayesgmm.data.table import once
 from bayesgmm.em.fit import fit_em, seed_of
 from bayesgmm.em.moves import splits
-from bayesgmm.em.start import METHODS
+from bayesgmm.em.search import Solutions
 from bayesgmm.errors import ArgumentError, BayesgmmWarning, DataError, FitWarning, NumericalError
 from bayesgmm.inference.replicates import data_of
 from bayesgmm.information.fixed import is_for_any_size, read_fixed
@@ -314,37 +313,17 @@ def _all(
 def _of_one_size(
     X: Any, specs: list[GaussianMixture], options: dict[str, Any]
 ) -> Iterator[tuple[Key, xr.DataTree | str]]:
-    """Yield the fits of one number of components, special cases first."""
-    found: dict[Covariance, xr.DataTree] = {}
+    """Yield the fits of one number of components, special cases first, whose solutions go on."""
+    solutions = Solutions()
     for spec in specs:
-        smaller = [found[f] for f in _nested(spec.covariance, found) if _is_start(found[f])]
-        # The search of `fit_em` within the nested families has been made where all are here.
-        is_done = bool(smaller) and all(f in found for f in spec.covariance.nested)
-        own = list(METHODS) if is_done else [None]
-        n_starts = -(-options["n_starts"] // 2) if is_done else options["n_starts"]
         try:
-            fit = _fit(spec, X, start=[*own, *smaller], **options | {"n_starts": n_starts})
+            yield _key(spec), _fit(spec, X, start=solutions, **options)
         except (DataError, NumericalError) as error:
             yield _key(spec), str(error).split("\n")[0]
-            continue
-        found[spec.covariance] = fit
-        yield _key(spec), fit
 
 
 def _in_a_list(*arguments: Any) -> list[tuple[Key, xr.DataTree | str]]:
     return list(_of_one_size(*arguments))
-
-
-def _nested(family: Covariance, available: Iterable[Covariance]) -> list[Covariance]:
-    """Return the largest available families that are special cases of this one."""
-    below = [f for f in available if f in _below(family)]
-    return [f for f in below if not any(f in _below(other) for other in below)]
-
-
-@cache
-def _below(family: Covariance) -> frozenset[Covariance]:
-    """Return all families that are special cases of this one."""
-    return frozenset(family.nested).union(*map(_below, family.nested))
 
 
 def _fit(spec: GaussianMixture, X: Any, **options: Any) -> xr.DataTree:
@@ -357,23 +336,36 @@ def _fit(spec: GaussianMixture, X: Any, **options: Any) -> xr.DataTree:
 
 
 def _grow(X: Any, grid: list[GaussianMixture], found: Fits, options: dict[str, Any]) -> bool:
-    """Fit again where one component more did not raise the log-likelihood; False after Ctrl-C."""
+    """Fit again what is lower than a special case: one component less, or a family nested in it.
+
+    Return False after Ctrl-C.
+    """
     for spec in grid:
-        smaller = found.get((spec.covariance.letters, spec.n_components - 1))
         own = found.get(_key(spec))
-        if smaller is None or own is None or not (_is_start(smaller) and _is_start(own)):
+        if own is None or not _is_start(own):
             continue
-        least = _loglik(smaller)
-        if _loglik(own) >= least - _ROUNDING * abs(least):
-            continue
-        data = data_of(smaller)
-        halves = splits(data.to_anchored(tree.point(smaller)), spec.covariance)
-        begins = [own, *(data.to_data_units(p) for p in halves)]
-        try:
-            found[_key(spec)] = _fit(spec, X, start=begins, **options)
-        except KeyboardInterrupt:
-            return False
+        begins: list[Any] = []
+        smaller = found.get((spec.covariance.letters, spec.n_components - 1))
+        if smaller is not None and _is_lower(own, smaller) and _is_start(smaller):
+            data = data_of(smaller)
+            halves = splits(data.to_anchored(tree.point(smaller)), spec.covariance)
+            begins += [data.to_data_units(p) for p in halves]
+        beside = [Covariance(f) for f, k in found if k == spec.n_components]
+        for family in spec.covariance.nested_among(beside):  # raised by this, maybe
+            special = found[family.letters, spec.n_components]
+            begins += [special] if _is_lower(own, special) and _is_start(special) else []
+        if begins:
+            try:
+                found[_key(spec)] = _fit(spec, X, start=[own, *begins], **options)
+            except KeyboardInterrupt:
+                return False
     return True
+
+
+def _is_lower(fit: xr.DataTree, special: xr.DataTree) -> bool:
+    """Whether a fit is lower than that of a special case, by more than two searches may differ."""
+    least = _loglik(special)
+    return _loglik(fit) < least - _ROUNDING * abs(least)
 
 
 def _is_start(fit: xr.DataTree) -> bool:
