@@ -95,8 +95,16 @@ def test_what_nested_families_found_is_a_start() -> None:
     }
 
 
-# Columns in unlike units, which EII, VII and the polar families do not take for the same data.
-UNLIKE = IRIS.iloc[::2] * [1.0, 300.0, 0.02, 7.0]
+def _unlike() -> pd.DataFrame:
+    """Columns in unlike units, which EII, VII and the polar families do not take for the same."""
+    rng = np.random.default_rng(4)
+    parts = [rng.multivariate_normal(m, c, 40) for m, c in zip(MEANS, SPREADS, strict=True)]
+    return pd.DataFrame(np.concatenate(parts) * [1.0, 30.0, 0.1], columns=["a", "b", "c"])
+
+
+MEANS = [[0.0, 0.0, 0.0], [2.0, 0.0, 1.0], [1.0, 2.0, 0.0]]
+SPREADS = [np.diag([1.0, 0.2, 0.5]), np.full((3, 3), 0.4) + 0.3 * np.eye(3), 0.3 * np.eye(3)]
+UNLIKE = _unlike()
 THOROUGH: dict[str, Any] = {"n_starts": 13, "random_seed": 1}  # one more than run to their end
 
 

@@ -356,9 +356,11 @@ def _grow(X: Any, grid: list[GaussianMixture], found: Fits, options: dict[str, A
             begins += [special] if _is_lower(own, special) and _is_start(special) else []
         if begins:
             try:
-                found[_key(spec)] = _fit(spec, X, start=[own, *begins], **options)
+                again = _fit(spec, X, start=[own, *begins], **options)
             except KeyboardInterrupt:
                 return False
+            # Where EM leads from all of them into singularities, there is nothing new.
+            found[_key(spec)] = again if _is_lower(own, again) else own
     return True
 
 
