@@ -28,7 +28,7 @@ from bayesgmm.streams import Rows, blocks
 BRIEF = 20  # steps of a short run
 SAMPLE = 20_000  # rows that short runs are over
 # So many times the best partition is shaken, each with this share of its rows.
-_SHAKEN, _LOOSE = 24, 0.3
+_SHAKEN, _LOOSE = 48, 0.5
 # Rows times components times squared features, up to which nested families are searched as well.
 _MOST_WORK = 1_000_000
 _GROUP = 30_000  # what a group of rows that are known in part costs besides
@@ -266,12 +266,12 @@ def _from_nested(runner: Runner, plan: Plan, track: Track) -> list[Start]:
             continue
         inside = runner.within(family)
         if inside.is_quick:
-            starts = [inside.begin(part) for part in plan.parts]
-            top = _best_of(_climb(inside, plan, starts, 1, _untracked)[0])
-            plan.solutions.add(family, inside.data, top)
+            begins = [inside.begin(part) for part in plan.parts]
+            runs, _ = _climb(inside, plan, begins, 1, _untracked)
+            plan.solutions.add(family, inside.data, _best_of(runs))
         else:
-            begun = inside.brief(inside.begin(plan.parts[0]))
-            short.add(family, inside.data, begun.parameters if begun.is_usable else None)
+            runs = [inside.brief(inside.begin(plan.parts[0]))]
+            short.add(family, inside.data, _best_of(runs))
     both = (short, plan.solutions)
     return [s for solutions in both for s in solutions.within(runner.family, runner.data)]
 
