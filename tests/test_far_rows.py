@@ -191,6 +191,13 @@ class TestWhatIsSaid:
         assert_array_equal(data.far, [120, 121, 122])
         assert_allclose(data.sd * data.scale, groups().std(axis=0, ddof=1), rtol=1e-9)
 
+    def test_another_column_may_be_mostly_constant(self) -> None:
+        x = np.column_stack([np.append(np.arange(8.0), 1e7), np.zeros(9)])
+        x[0, 1] = x[8, 1] = 3.0
+        found = far_rows(Rows(x - [4.0, 0.0], np.empty(0)))
+        assert_array_equal(found.rows, [8])
+        assert_array_equal(found.times[0] > 0, [True, False])
+
     def test_more_than_a_few_are_a_group(self) -> None:
         x = groups()
         for n, found in ((3, 3), (4, 0)):

@@ -75,6 +75,7 @@ def far_rows(rows: Rows) -> Far:
         is_last &= out[:-1] > _GAP * out[1:]
         if unit[j] > 0 and is_last.any():
             limit[j] = _GAP * out[1:][is_last][-1]
+    unit[np.isinf(limit)] = 1.0  # which may be 0, and is not needed
     none = Far(np.empty(0, dtype=np.intp), np.empty((0, d)))
     if not (furthest > limit).any():
         return none
