@@ -91,7 +91,7 @@ def _start(
         prior = spec.prior
         has_mode = isinstance(prior, ConjugatePrior) and prior.weight_concentration >= 1.0
         # Every kind of start, but no search within nested families: it takes most of the time, and
-        # what only it finds has led to no other mode of a posterior (docs/posterior.md).
+        # what only it finds has hardly led to other modes of a posterior (docs/posterior.md).
         arguments = {"start": [None], "standard_errors": False, **arguments}
         try:
             found = fit_em(spec, X, **arguments)
