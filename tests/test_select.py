@@ -13,6 +13,7 @@ import registry
 import xarray as xr
 
 import bayesgmm as bg
+from bayesgmm.em import search
 from bayesgmm.errors import (
     ArgumentError,
     DataWarning,
@@ -166,6 +167,23 @@ def test_a_family_that_one_component_less_has_raised_raises_wider_ones(
     fits = quiet(select, FAITHFUL, n_components=[2, 3], **options).fits
     assert [s is fits["VVI", 3] for s in given[0]].count(True) == 1
     assert fits["VVV", 3]["criteria"]["loglik"] >= fits["VVI", 3]["criteria"]["loglik"]
+
+
+def test_ctrl_c_in_a_nested_family_keeps_what_has_been_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = search.run
+
+    def interrupted(data, family, start, **options):
+        if family.letters != "VVV":
+            raise KeyboardInterrupt
+        return run(data, family, start, **options)
+
+    monkeypatch.setattr(search, "run", interrupted)
+    fit = quiet(bg.fit_em, bg.GaussianMixture(2, "VVV"), FAITHFUL, random_seed=1)
+    assert fit.attrs["stop_reason"] == "interrupted"
+    assert fit["starts"]["method"].to_numpy()[-1] == "nested"
+    assert fit["criteria"]["loglik"].item() == pytest.approx(-1130.2639601847, rel=1e-9)
 
 
 def test_a_fit_that_is_worse_than_with_one_component_less_is_made_again(
