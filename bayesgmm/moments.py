@@ -69,6 +69,8 @@ class Noise:
         """Return the noise of some columns alone; of a box along the columns it is uniform."""
         if observed.all():
             return self
+        if not observed.any():
+            return replace(self, log_density=0.0)
         if self.log_edges is None:
             raise ValueError("noise that is no box along the columns is not uniform in some")
         return replace(self, log_density=-float(np.array(self.log_edges)[observed].sum()))

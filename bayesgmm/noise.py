@@ -37,6 +37,7 @@ NOISE = "noise_weight"  # what a fit calls the weight of its noise
 SHARE = 0.05  # with which the noise starts
 # A start does without the rows that are the farthest from their neighbours: this share of them.
 _ISOLATED, _NEIGHBOURS = 0.1, 5
+_DEPENDENT = 1e-12  # singular value of standardised columns that is taken for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,8 @@ def region_around(rows: Rows, center: Array, *, along_columns: bool = False) -> 
     ----------
     rows : Rows
         In the units of the data, in which principal axes are meant. NaN where missing: then the box
-        is that along the columns, whose sides are those of what is observed.
+        is that along the columns, whose sides are those of what is observed; as it is where columns
+        are linear combinations of others.
     center : (d,) array
         Near them, so that an offset costs no digits.
     along_columns : bool
@@ -182,15 +184,16 @@ def region_around(rows: Rows, center: Array, *, along_columns: bool = False) -> 
     is_complete = bool(np.isfinite(unweighted).all())
     if d > 1 and is_complete and not along_columns:
         factor = triangle(y - center - unweighted for y, _ in rows)
-        axes.append(np.linalg.svd(factor, full_matrices=False)[2])
+        # Where columns are dependent a box along principal axes has no volume but rounding.
+        if np.linalg.matrix_rank(factor / np.linalg.norm(factor, axis=0), _DEPENDENT) == d:
+            axes.append(np.linalg.svd(factor, full_matrices=False)[2])
     found = []
     for turn in axes:
         low, high = np.full(len(turn), np.inf), np.full(len(turn), -np.inf)
         for y, _ in rows:
             z = (y - center) @ turn.T if is_complete else y - center
             low, high = np.fmin(low, np.fmin.reduce(z)), np.fmax(high, np.fmax.reduce(z))
-        with np.errstate(divide="ignore"):  # a box without volume where columns are dependent
-            log_volume = float(np.log(high - low).sum())
+        log_volume = float(np.log(high - low).sum())
         found.append(Region(log_volume, center + low @ turn, (high - low)[:, None] * turn))
     return min(found, key=lambda region: region.log_volume)
 

@@ -211,8 +211,12 @@ class Rows:
         return total
 
     def means(self, function: Callable[[Array], Array]) -> Array:
-        """Return the weighted means (d,) of what a function makes of the rows, NaN left out."""
+        """Return the weighted means (d,) of what a function makes of the rows, NaN left out.
+
+        Of a column with nothing else it is 0.
+        """
         observed = self.observed()
+        observed[observed == 0] = 1.0
         total = np.zeros(len(observed))
         for part, w in self:
             found = function(part)

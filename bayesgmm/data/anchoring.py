@@ -28,15 +28,21 @@ def median(column: Array, frequency: Array | None) -> float:
 
 
 def location_and_spread(rows: Rows) -> tuple[Array, Array]:
-    """Return the medians and standard deviations of what is observed in each column."""
+    """Return the medians and standard deviations of what is observed in each column.
+
+    Of a column of which no two differ the latter is 0, and of one with nothing the former.
+    """
     d = rows.x.shape[1]
-    center = np.array([median(*rows.column(j)) for j in range(d)])
-    low, high = rows.extremes()
-    largest = np.maximum(center - low, high - center)  # so that no square overflows or vanishes
-    mean = rows.means(lambda x: (x - center) / largest)
-    variance = rows.means(lambda x: ((x - center) / largest - mean) ** 2)
     total = rows.observed()
-    return center, largest * np.sqrt(variance * (total / (total - 1.0)))
+    center = np.array([median(*rows.column(j)) if total[j] > 0 else 0.0 for j in range(d)])
+    low, high = rows.extremes()
+    largest = np.maximum(center - low, high - center)
+    varies = (largest > 0) & (total > 1)
+    unit = np.where(varies, largest, 1.0)  # so that no square overflows or vanishes
+    mean = rows.means(lambda x: (x - center) / unit)
+    variance = rows.means(lambda x: ((x - center) / unit - mean) ** 2)
+    divisor = np.where(varies, total - 1.0, 1.0)
+    return center, unit * np.sqrt(variance * (total / divisor))
 
 
 def moments_of(rows: Rows) -> tuple[Array, Array]:

@@ -100,18 +100,26 @@ def without(rows: Rows, far: NDArray[np.intp]) -> Rows:
     return replace(rows, weight=weight)
 
 
-def warn_of_far_rows(far: Far, index: pd.Index[Any], names: Sequence[str]) -> None:
-    """Warn of a few rows that are far from all others, and name the furthest."""
+def warn_of_far_rows(
+    far: Far, index: pd.Index[Any], names: Sequence[str], is_constant: NDArray[np.bool_]
+) -> None:
+    """Warn of a few rows that are far from all others, and name the furthest.
+
+    And the columns that are constant in the others.
+    """
     if not len(far.rows):
         return
     top, j = divmod(int(np.argmax(far.times)), len(names))
     found = len(far.rows)
     others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
+    constant = ", ".join(repr(names[j]) for j in np.flatnonzero(is_constant))
+    alone = f"; without {'it' if found == 1 else 'them'} {constant} would be constant"
     warn(
         "far-row",
         f"row {row_label(index[far.rows[top]])} is {far.times[top, j]:.2g} "
         f"times as far from the median of column {names[j]!r} as half of the rows are"
         f"{others}: alone in a component with a covariance of its own it makes the likelihood "
         "infinite, and default priors take their scale from it; correct or drop it, leave it to a "
-        "noise component (noise=True), or use a family with a common covariance (EEE, EEI, EII, E)",
+        "noise component (noise=True), or use a family with a common covariance (EEE, EEI, EII, E)"
+        f"{alone if constant else ''}",
     )

@@ -52,11 +52,11 @@ def taken_apart(data: Data, family: Covariance) -> Data:
     if not (family.is_affine_equivariant and data.is_complete):
         return data
     rows = data.near  # a far row would be all that columns have in common
+    if rows.count()[0] <= data.d or not data.near_sd.all():
+        return data
     mean, covariance = moments_of(rows) if len(data.far) else (data.mean, data.covariance)
     sd = np.sqrt(np.diagonal(covariance))
     if np.linalg.eigvalsh(covariance / sd[:, None] / sd)[0] > _NEARLY_DEPENDENT:
-        return data
-    if rows.count()[0] <= data.d:
         return data
     r = triangle(deviations(rows, mean))
     r, pivot = qr(r / sd, mode="r", pivoting=True)

@@ -146,11 +146,16 @@ class Data:
         return without(Rows(self.x, self.weight), self.far)
 
     @cached_property
-    def sd(self) -> Array:
-        """(d,) standard deviations of x in the rows that are not far from all others."""
+    def near_sd(self) -> Array:
+        """(d,) standard deviations of x in those; 0 of a column that varies in far rows alone."""
         if len(self.far):
             return location_and_spread(self.near)[1]
         return np.asarray(np.sqrt(np.diagonal(self.covariance)))
+
+    @cached_property
+    def sd(self) -> Array:
+        """(d,) standard deviations of x: in near rows, or in all where those are equal."""
+        return np.where(self.near_sd > 0, self.near_sd, np.sqrt(np.diagonal(self.covariance)))
 
     @property
     def row_log_jacobian(self) -> Array | float:
@@ -329,10 +334,12 @@ def read(
     far = far_rows(rows)
     near = without(rows, far.rows)
     own = spread if near is rows else scale * location_and_spread(near)[1]
+    is_constant = own == 0  # but for the far rows
+    own = np.where(is_constant, spread, own)
     if family is not None and not family.is_axis_equivariant:
         check_units(own, names, family)
     warn_of_lost_digits(table, center, own)
-    warn_of_far_rows(far, index, names)
+    warn_of_far_rows(far, index, names, is_constant)
     # What columns and rows have in common is looked for in complete rows.
     complete = rows if is_complete else replace(rows, complete=True)
     n_complete, total = complete.count()[0], rows.count()[1]
@@ -344,8 +351,9 @@ def read(
             rounding = float((table.epsilon * np.maximum(np.abs(center) / own, 1.0)).max())
             note = "" if is_complete else f" in its {n_complete} complete rows"
             of_near = replace(complete, weight=near.weight)
-            moments = (mean, covariance) if near is rows else moments_of(of_near)
-            check_dependence(of_near, moments, center, scale, names, rounding, note)
+            if of_near.count()[0] > d:  # else no covariance of theirs is definite
+                moments = (mean, covariance) if near is rows else moments_of(of_near)
+                check_dependence(of_near, moments, center, scale, names, rounding, note)
         if not (family.is_diagonal or is_complete):
             warn_of_unseen_pairs(rows, names)
         warn_if_underdetermined(total, d, family, n_components)

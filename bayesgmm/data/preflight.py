@@ -232,8 +232,8 @@ def check_dependence(
     Parameters
     ----------
     rows : Rows
-        Anchored, complete. So few that no covariance of theirs is definite are not judged, nor are
-        columns that are constant in them.
+        Anchored, complete, more than there are columns. Columns that are constant in them are not
+        judged.
     moments : tuple
         Their mean (d,) and covariance (d, d).
     center, scale : (d,) array
@@ -246,7 +246,7 @@ def check_dependence(
     """
     mean, covariance = moments
     d = len(names)
-    if rows.count()[0] <= d or not np.diagonal(covariance).all():
+    if not np.diagonal(covariance).all():
         return
     tolerance = max(_DEPENDENT, min(2.0 * rounding, 1e-4))
     sd = np.sqrt(np.diag(covariance))

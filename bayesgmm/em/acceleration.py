@@ -152,7 +152,7 @@ def length_of(old: Parameters, new: Parameters, moments: Moments) -> float:
     square = (
         moments.mean_count @ (shift**2).sum(axis=(1, 2))
         + 0.5 * moments.covariance_count @ (stretch**2).sum(axis=(1, 2))
-        + moments.weight_count.sum() * ((new.weights - old.weights) ** 2 / old.weights).sum()
+        + moments.weight_count.sum() * ((new.weights - old.weights) ** 2 / _shares(old)).sum()
     )
     return float(np.sqrt(square))
 
@@ -167,9 +167,14 @@ def _cuts(about: Parameters) -> tuple[int, int]:
     return n_weights, n_weights + about.k * about.d
 
 
+def _shares(about: Parameters) -> Array:
+    """All weights, and 1 for one that is 0, which noise may have: it stays, and divides nothing."""
+    return np.where(about.weights > 0, about.weights, 1.0)
+
+
 def _units(about: Parameters, moments: Moments) -> tuple[Array, Array, Array]:
     """Roots of the information about log-weights, whitened means and log-covariances."""
-    weight = np.sqrt(moments.weight_count.sum() * about.weights)
+    weight = np.sqrt(moments.weight_count.sum() * _shares(about))
     return weight, np.sqrt(moments.mean_count), np.sqrt(0.5 * moments.covariance_count)
 
 
@@ -182,7 +187,7 @@ def _whiten(flat: Array, about: Parameters, moments: Moments) -> Array:
     scaled = w * of_mean[:, None, None]
     turned = np.swapaxes(w * of_covariance[:, None, None], 1, 2)
     parts = (
-        weights * (of_weight / about.weights),
+        weights * (of_weight / _shares(about)),
         (scaled @ mean.reshape(m, k, d, 1)).reshape(m, k * d),
         (w @ covariance.reshape(m, k, d, d) @ turned).reshape(m, k * d * d),
     )

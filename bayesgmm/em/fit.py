@@ -319,7 +319,9 @@ def checked_region(spec: GaussianMixture, data: Data, held: Fixed | None) -> Reg
                 "needs; use noise='columns', whose box is along the columns, or missing='drop'",
             )
         return Region(math.log(spec.noise))
-    is_along = spec.noise == "columns"
+    # Also what a row of weight 0 lacks counts: its responsibilities are reported.
+    is_partial = any(0 < np.count_nonzero(group.observed) < data.d for group in data.groups)
+    is_along = spec.noise == "columns" or is_partial
     return region_around(Rows(data.values, data.weight), data.center, along_columns=is_along)
 
 

@@ -224,6 +224,8 @@ def run(
                 break
     except KeyboardInterrupt:
         reason = "interrupted"
+    except np.linalg.LinAlgError:  # in the columns that some rows have: `_trouble` sees all
+        reason = "singular"
     is_over = reason not in ("singular", "empty", "interrupted")
     if is_over and not prior:
         if _has_tiny(moments, family):

@@ -22,7 +22,7 @@ from bayesgmm.information.fixed import Fixed
 from bayesgmm.labels import Labels
 from bayesgmm.moments import Array, Noise, Parameters
 from bayesgmm.noise import crowded, rescaled, with_noise
-from bayesgmm.resolved import PseudoData
+from bayesgmm.resolved import PseudoData, is_singular
 from bayesgmm.streams import Rows, blocks
 
 BRIEF = 20  # steps of a short run
@@ -317,8 +317,12 @@ def _inner(data: Data, settings: Settings, k: int) -> Data | None:
         return inner
     # A start is made definite in units of the spread, which is the far rows' alone.
     mean, covariance = moments_of(Rows(inner.filled, inner.weight))
-    varies = np.diagonal(covariance).all()
-    return replace(inner, mean=mean, covariance=covariance) if varies else inner
+    variance = np.diagonal(covariance)
+    if not variance.all():
+        return inner
+    if not inner.is_complete and is_singular(covariance):  # by what was filled in
+        covariance = np.diag(variance)
+    return replace(inner, mean=mean, covariance=covariance)
 
 
 def keeps_order(data: Data, fixed: Fixed | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.cells import row_label
 from bayesgmm.data.observations import Data
@@ -34,11 +36,20 @@ def no_usable(runs: list[Run], spec: GaussianMixture, estimate: str, data: Data)
     advice = "" if estimate == "map" else ", or estimate='map', which cannot be singular"
     if not spec.has_noise and not len(data.far):
         advice += ", or noise=True, which takes single rows that are far out"
+    elif spec.noise == "box" and all(r.reason == "empty" for r in runs):
+        advice += (
+            ", or noise='columns': the box along principal axes may be so small that all is noise"
+        )
     elif not spec.has_noise:
         advice += (
             f". Row {row_label(data.index[data.far[0]])} is far from all others: alone in a "
             "component it makes the likelihood infinite, with others it makes the covariance "
             "singular; drop it, or leave it to a noise component, noise=True"
+        )
+    if spec.has_noise and not data.near_sd.all():
+        advice += (
+            f". Column {data.names[int(np.argmin(data.near_sd))]!r} varies in rows alone that are far from all others: the noise takes "
+            "them, and leaves a column that does not vary; leave it out"
         )
     return (
         f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
