@@ -55,8 +55,9 @@ class GaussianMixture:
         data, along the columns or along their principal axes, as mclust does; ``"columns"`` that
         along the columns, in which noise is uniform in single columns, too, as `marginal`,
         `conditional`, `regress` and `loo_pit` need; a number is V itself, in units of the data.
-        Where values are missing the box is along the columns, and noise is uniform in those that
-        are observed; as it is where columns are linear combinations of others. A row of whose component something is known is no noise.
+        Where values are missing, or columns are linear combinations of others, the box is along the
+        columns; of a row that lacks values noise is uniform in those that are observed. A row of
+        whose component something is known is no noise.
 
     Raises
     ------

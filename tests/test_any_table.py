@@ -87,8 +87,7 @@ def test_it_is_read_or_refused(table: dict[str, Any], letters: str) -> None:
         warnings.simplefilter("ignore", BayesgmmWarning)
         try:
             data = read(**table, family=Covariance(letters))
-        except BayesgmmError as error:
-            assert len(str(error)) > 20
+        except BayesgmmError:
             return
         taken = taken_apart(data, Covariance(letters))
     for found in (data.scale, data.sd, data.mean, data.covariance, taken.covariance):
@@ -117,8 +116,7 @@ def test_it_is_fitted_or_refused(
         warnings.simplefilter("ignore", BayesgmmWarning)
         try:
             found = bg.fit_em(spec, **table, estimate=estimate, random_seed=0, n_starts=3)
-        except BayesgmmError as error:
-            assert len(str(error)) > 20
+        except BayesgmmError:
             return
     for name, values in found["posterior"].dataset.data_vars.items():
         assert np.isfinite(values).all(), name

@@ -112,7 +112,7 @@ def warn_of_far_rows(
     top, j = divmod(int(np.argmax(far.times)), len(names))
     found = len(far.rows)
     others = f" (and {count(found - 1, 'more row')})" if found > 1 else ""
-    constant = ", ".join(repr(names[j]) for j in np.flatnonzero(is_constant))
+    constant = ", ".join(repr(names[j]) for j in np.flatnonzero(is_constant).tolist())
     alone = f"; without {'it' if found == 1 else 'them'} {constant} would be constant"
     warn(
         "far-row",

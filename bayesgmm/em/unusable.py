@@ -47,9 +47,10 @@ def no_usable(runs: list[Run], spec: GaussianMixture, estimate: str, data: Data)
             "singular; drop it, or leave it to a noise component, noise=True"
         )
     if spec.has_noise and not data.near_sd.all():
+        column = data.names[int(np.argmin(data.near_sd))]
         advice += (
-            f". Column {data.names[int(np.argmin(data.near_sd))]!r} varies in rows alone that are far from all others: the noise takes "
-            "them, and leaves a column that does not vary; leave it out"
+            f". Column {column!r} varies in rows alone that are far from all others: the noise "
+            "takes them, and leaves a column that does not vary; leave it out"
         )
     return (
         f"all {len(runs)} starts ended with a singular or empty component, or one that is next to "
