@@ -29,6 +29,7 @@ from bayesgmm.em.multistart import is_interrupted
 from bayesgmm.em.result import order_of, result
 from bayesgmm.em.rivals import at_the_best, optima_of, rivals_of
 from bayesgmm.em.search import Runner, Settings, find, keeps_order, kinds
+from bayesgmm.em.single import single_value
 from bayesgmm.em.tails import tails
 from bayesgmm.em.unusable import next_best, no_usable
 from bayesgmm.em.verdict import em_verdict
@@ -216,6 +217,7 @@ def fit_em(
     verdict = em_verdict(
         **_facts(data, family, runs, best, twins, information, tol, ranked),
         rivals=rivals,
+        single=None if held and held.has_covariance.any() else single_value(data, ranked),
         tails=tails(data.groups, ranked),
         index=data.index,
     )
@@ -405,8 +407,7 @@ def _facts(
     """What the verdict is made from."""
     top = runs[best]
     reached = at_the_best(runs, best)
-    with np.errstate(divide="ignore"):  # a column that varies by a far row alone
-        width = np.sqrt(np.diagonal(ranked.covariance, axis1=1, axis2=2)) / data.sd
+    width = np.sqrt(np.diagonal(ranked.covariance, axis1=1, axis2=2)) / data.sd
     return {
         "reason": top.reason,
         "n_iter": len(top.trace) - 1,

@@ -12,6 +12,7 @@ from bayesgmm.covariance import Array, Covariance
 from bayesgmm.data.cells import count, row_label
 from bayesgmm.em.loop import UNUSABLE
 from bayesgmm.em.rivals import NEAR, Rival
+from bayesgmm.em.single import SingleValue
 from bayesgmm.em.tails import Tails
 
 _MOST_RIVALS = 3  # that are told
@@ -40,6 +41,7 @@ def em_verdict(
     index: Any = None,
     far: Sequence[Any] = (),
     width: Array | None = None,
+    single: SingleValue | None = None,
 ) -> Verdict:
     """Judge a fit by EM.
 
@@ -73,12 +75,14 @@ def em_verdict(
     width : (k, d) array, optional
         Standard deviations of the components, in those of the columns without these rows; needed
         if there are such rows.
+    single : SingleValue, optional
+        The component that is at one value of a column, if there is one.
 
     Returns
     -------
     Verdict
         With checks ``converged, hessian, small-component, starts, best-found-once, rival-modes,
-        heavy-tails``, and ``far-row`` if there is one.
+        heavy-tails``, and ``far-row`` and ``single-value`` if there is one.
     """
     checks = [
         _converged(reason, n_iter, distance, tol),
@@ -91,6 +95,8 @@ def em_verdict(
         checks.append(_heavy_tails(tails, index))
     if len(far) and width is not None:
         checks.append(_far_row(far, width))
+    if single is not None:
+        checks.append(_single_value(single))
     if is_positive_definite is not None:
         good = Check("hessian", "ok", "minus the Hessian is positive definite: a strict maximum")
         bad = Check(
@@ -213,6 +219,19 @@ def _far_row(far: Sequence[Any], width: Array) -> Check:
         f"{evidence}component {widest} is {width[widest].max():.2g} times as wide as they are",
         "Its covariance is made of that row, not of the others. Correct or drop the row, or leave "
         "it to a noise component, noise=True.",
+    )
+
+
+def _single_value(single: SingleValue) -> Check:
+    return Check(
+        "single-value",
+        "fail",
+        f"all rows of component {single.component} have the value {single.value:.6g} in column "
+        f"{single.column!r}: its standard deviation there is {single.share:.2g} of the distance to "
+        "the nearest other value",
+        "Rounding has made it: rows with the same value of a column can make the likelihood as "
+        "high as one likes. Use values that are less rounded, fewer components, a family with a "
+        "common covariance (EEE, EEI, EII), or estimate='map'.",
     )
 
 
