@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from scipy.special import xlogy
 
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data
@@ -353,7 +354,7 @@ def log_densities(
     k, d = mean.shape[-2:]
     logdet = np.linalg.slogdet(covariance)[1]
     offset = mean - prior.mean
-    of_weight = (prior.concentration - 1.0) * np.log(weight).sum(axis=-1)
+    of_weight = xlogy(prior.concentration - 1.0, weight).sum(axis=-1)  # a weight may round to 0
     if isinstance(prior, Separation):
         log_sd = 0.5 * np.log(np.diagonal(covariance, axis1=-2, axis2=-1))
         of_mean = -0.5 * ((offset / prior.mean_sd) ** 2).sum(axis=(-2, -1))

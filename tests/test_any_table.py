@@ -74,6 +74,17 @@ EMPTY_ROW = case(
     [[-855, -807], [-247, 1e4], [-171, -467], [-337, 165], [994, 372], [nan, nan], [8.55e8, -6e8]],
     "marginalise",
 )
+ALL_NOISE = case(
+    [
+        *([126], [-728], [-985], [54], [564], [-75], [-233], [-861], [514], [808], [685], [-975]),
+        *([204], [-239], [-879], [-227], [-435], [-402], [-162], [-358], [535], [-638], [-478]),
+        *([225], [-646], [564], [-603], [351], [-8]),
+    ]
+)
+NEXT_TO_NO_WEIGHT = case(
+    [[nan], [0.71722634], [0.79690137], [nan], [-0.56924922], [0.77238638], [-0.55554652], [0.723]],
+    "marginalise",
+)
 
 
 @settings(deadline=None, max_examples=300)
@@ -101,6 +112,8 @@ def test_it_is_read_or_refused(table: dict[str, Any], letters: str) -> None:
 @example(FILLED, "VVE", 1, True, "mle")
 @example(FILLED, "VVE", 2, True, "mle")
 @example(EMPTY_ROW, "EII", 1, True, "mle")
+@example(ALL_NOISE, "V", 3, True, "map")
+@example(NEXT_TO_NO_WEIGHT, "V", 3, "columns", "map")
 @given(
     tables(),
     st.sampled_from(FAMILIES),

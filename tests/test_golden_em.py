@@ -25,7 +25,7 @@ from bayesgmm.em.loop import Run, run
 from bayesgmm.em.start import Start, from_labels
 from bayesgmm.moments import Parameters, accumulate
 from bayesgmm.prior import ConjugatePrior
-from bayesgmm.resolved import log_density, measure_exponent, pseudo_data
+from bayesgmm.resolved import log_densities, log_density, measure_exponent, pseudo_data
 
 DATA = (
     *("EuroUnemployment", "acidity", "banknote", "crabs", "faithful"),
@@ -343,6 +343,19 @@ def test_map_fits_are_mclusts(name, record, monkeypatch):
     if "parameters" in record:
         estimate = data.to_data_units(found.parameters)
         assert_parameters(estimate, as_parameters(record["parameters"]), 1e-5)
+
+
+@pytest.mark.parametrize(("concentration", "expected"), [(1.0, 0.0), (2.5, -np.inf), (0.5, np.inf)])
+def test_a_weight_that_rounds_to_0_has_a_density(concentration, expected):
+    """That of Dirichlet's distribution in the limit, and no warning of NumPy's."""
+    data, start = first_step("galaxies", registry.ONE_D[1], 2)
+    prior = anchored_prior(
+        data, registry.ONE_D[1], 2, ConjugatePrior(weight_concentration=concentration)
+    )
+    p = start.parameters
+    weight = np.array([0.0, 1.0])
+    parts = log_densities(prior, registry.ONE_D[1], weight, p.mean, p.covariance)
+    assert parts["weight"] == expected
 
 
 @pytest.mark.parametrize("family", [*registry.EVERY, *registry.ONE_D], ids=str)

@@ -65,11 +65,15 @@ class Bend:
 
     @property
     def rate(self) -> float:
-        """EM's rate: its largest Rayleigh quotient along the path; 1 or more where EM diverges."""
-        length = np.vecdot(self.d, self.d)
-        moved = length > 0
-        quotient = 1.0 - np.vecdot(self.d, self.y)[moved] / length[moved]
-        return float(quotient.max(initial=0.0))
+        """EM's rate: its largest Rayleigh quotient along the path; 1 or more where EM diverges.
+
+        Also 1 where numbers are too large to say.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # a weight may be next to nothing
+            length = np.vecdot(self.d, self.d)
+            moved = length > 0
+            quotient = 1.0 - np.vecdot(self.d, self.y)[moved] / length[moved]
+        return float(quotient.max(initial=0.0)) if np.isfinite(quotient).all() else 1.0
 
     def newton(self) -> Array:
         """H s, in the compact form; only directions along which the objective is concave count."""

@@ -399,6 +399,8 @@ def _shaken(runner: Runner, best: Parameters, rng: np.random.Generator) -> Itera
     counts = label < k  # no noise, nor rows that count as absent
     if len(sample.weight):
         counts &= sample.weight > 0
+    if not counts.any():  # all rows are noise rather than anything else
+        return
     part, label = sample.rows(np.flatnonzero(counts)), label[counts]
     which = Distinct.of(part).which
     for _ in range(_SHAKEN):
