@@ -119,15 +119,20 @@ class TestKilled:
         killed = quietly(bg.recover, store)
         assert killed.attrs["stop_reason"] == "recovered"
         assert killed["posterior"].sizes["draw"] >= 16 * written - GRACE
-        assert killed["posterior"].sizes["draw"] >= running["posterior"].sizes["draw"] > 0
-        count = running["posterior"].sizes["draw"]
-        same = sampled_long(draws=count)
-        for fit in (running, killed):
+        lp = [fit["sample_stats"]["lp"].to_numpy() for fit in (running, killed)]
+        assert lp[1].size >= lp[0].size > 0
+        same = sampled_long(draws=lp[0].shape[1])
+        whole = same["sample_stats"]["lp"].to_numpy()
+        for fit, here in zip((running, killed), lp, strict=True):
+            count = min(here.shape[1], whole.shape[1])
+            # On a busy machine a chain may be so far behind that it is left out (`nuts.finished`).
+            kept = [i for one in here for i in range(2) if (one[:count] == whole[i, :count]).all()]
+            assert len(kept) == len(here)
             for group in ("posterior_raw", "posterior", "sample_stats"):
-                part = fit[group].to_dataset().isel(draw=slice(0, count))
-                xr.testing.assert_allclose(part, same[group].to_dataset(), rtol=1e-12)
-            lp = fit["sample_stats"]["lp"][:, :count]
-            np.testing.assert_array_equal(lp, same["sample_stats"]["lp"])
+                found = fit[group].to_dataset().isel(draw=slice(0, count))
+                expected = same[group].to_dataset().isel(draw=slice(0, count), chain=kept)
+                expected = expected.assign_coords(found.coords)  # chains count from 0 in each
+                xr.testing.assert_allclose(found, expected, rtol=1e-12)
         assert killed.attrs["fingerprint"] == same.attrs["fingerprint"]
 
     def test_termination_is_an_interruption(
