@@ -15,7 +15,7 @@ import bayesgmm as bg
 from bayesgmm.covariance import Covariance
 from bayesgmm.data.observations import Data, read
 from bayesgmm.em.single import single_value
-from bayesgmm.errors import FitWarning
+from bayesgmm.errors import DataWarning, FitWarning
 from bayesgmm.moments import Parameters
 
 nan = np.nan
@@ -70,6 +70,17 @@ def test_rows_of_weight_0_and_missing_cells_have_no_value() -> None:
     x = TIED.copy()
     x[9, 0] = nan
     assert found_in(x, 2.0, 0.1, missing="marginalise")[1].share == pytest.approx(0.1 / 1.25)
+
+
+def test_integers_that_no_float_tells_apart_are_no_alarm() -> None:
+    """Nanoseconds since 1970, of two moments within 200 ns of each other."""
+    rng = np.random.default_rng(3)
+    passed = np.concatenate([rng.integers(0, 20, size=40), rng.integers(100, 120, size=40)])
+    spec, x = bg.GaussianMixture(2, "V"), (10**18 + passed)[:, None]
+    with pytest.warns(DataWarning, match="precision-loss"):
+        fit = bg.fit_em(spec, x, start="kmeans", random_seed=0)
+    assert "single-value" not in fit.attrs["verdict"]
+    assert_allclose(np.sort(fit["posterior"]["weight"][0, 0]), [0.5, 0.5], atol=1e-6)
 
 
 def test_the_narrowest_is_told() -> None:

@@ -50,18 +50,22 @@ def single_value(data: Data, parameters: Parameters) -> SingleValue | None:
     parameters : Parameters
         In anchored units.
     """
-    p = data.to_data_units(parameters)
+    p, x, center, scale = parameters, data.x, data.center, data.scale
+    if data.mix is not None:  # coordinates that are no columns
+        p, x = data.to_data_units(parameters), data.values
+        center, scale = np.zeros(data.d), np.ones(data.d)
     sd = np.sqrt(np.diagonal(p.covariance, axis1=1, axis2=2))
-    rows = Rows(data.values, data.weight)
     weight = p.weight / p.weight.sum()
-    center = weight @ p.mean
-    whole = np.sqrt(weight @ (sd**2 + (p.mean - center) ** 2))
+    whole = np.sqrt(weight @ (sd**2 + (p.mean - weight @ p.mean) ** 2))
     found: list[SingleValue] = []
     for j in np.flatnonzero((sd < _NARROW * whole).any(axis=0)).tolist():
-        value = np.unique(rows.column(j)[0])
+        value = np.unique(Rows(x, data.weight).column(j)[0])
+        if len(value) < 2:  # integers beyond 2**53 that are one and the same as floats
+            continue
         for k in np.flatnonzero(sd[:, j] < _NARROW * whole[j]).tolist():
             i = int(np.argmin(np.abs(value - p.mean[k, j])))
             gap = float(np.diff(value[max(i - 1, 0) : i + 2]).min())
             if sd[k, j] < _WITHIN * gap:
-                found.append(SingleValue(k, data.names[j], float(value[i]), float(sd[k, j] / gap)))
+                at = float(value[i] * scale[j] + center[j])
+                found.append(SingleValue(k, data.names[j], at, float(sd[k, j] / gap)))
     return min(found, key=lambda single: single.share, default=None)
